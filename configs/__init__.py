@@ -1,0 +1,1 @@
+"""Experiment configs. `base.py` lists every key; the others state only what differs."""

@@ -1,0 +1,208 @@
+"""Every key of a config, with its type, unit and reason. The other configs state what differs.
+
+A config file defines `get_config()`, which starts from `base.get_config()`. Values are plain (names
+and numbers, never callables), so that every key can be overridden on the command line
+(`--config.model.num_layers=8`), logged, and compared between runs. A key or type that is not listed
+here stops the program at once.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults: a small decoder that trains on any machine."""
+    config = ConfigDict()
+
+    # int. The one number behind initial weights, data order, dropout and sampling.
+    config.seed = 0
+
+    # Where text comes from, and how it becomes batches.
+    config.data = ConfigDict(
+        {
+            # str. Sources, `KIND:WHERE[#FIELD][SLICE]`:
+            #   builtin:pydocs                prose and docstrings of Python's standard library
+            #   text:GLOB                     plain text, .gz and .xz too
+            #   jsonl:GLOB#FIELD              one JSON object a line
+            #   tfds:NAME[/CONFIG]#FIELD      a prepared TensorFlow Datasets data set
+            #   data:NAME/FILE                a file below $LM_DATA_DIR (text, or .jsonl with #FIELD)
+            # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
+            # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
+            # (c) or words (w): [:90%], [800000w:1000000w].
+            'train': 'builtin:pydocs[train]',
+            'valid': 'builtin:pydocs[valid]',  # '' = no validation.
+            'test': 'builtin:pydocs[test]',  # '' = no test split.
+            # str: file | paragraph | line. What one document is in plain text. No token attends to
+            # another document.
+            'document': 'file',
+            'length': 256,  # int, tokens. T, the context: targets in one row of a batch.
+            'batch_size': 16,  # int, rows. B, over all devices and hosts.
+            # bool. Several documents in a row (kept apart by segment ids), or one row each.
+            'packing': True,
+            # bool. Windows of a long document begin anywhere, differently in each epoch (as in
+            # nanoGPT), instead of at multiples of `length`. Evaluation never does this.
+            'random_crop': False,
+            'tfds_dir': '',  # str, path. Where TFDS data sets are prepared. '' = TFDS's default.
+            # str, path. Tokenized text is kept here, by content. '' = $LM_CACHE_DIR, or ~/.cache/lm.
+            'cache_dir': '',
+            'workers': 0,  # int, processes that tokenize. 0 = one a core.
+            'prefetch': 2,  # int, batches put on the device ahead of the step.
+        }
+    )
+
+    # How text becomes tokens. Trained on the training source when no path is given.
+    config.tokenizer = ConfigDict(
+        {
+            'kind': 'unigram',  # str: unigram | bpe (both by sentencepiece) | bytes | chars.
+            'path': '',  # str, path of a sentencepiece .model to use as it is. '' = train one.
+            'vocab_size': 4096,  # int, pieces. Only read when sentencepiece is trained.
+            # bool. Characters outside the vocabulary become bytes, so that nothing is unknown.
+            'byte_fallback': True,
+            # int, bytes. At most so much of the training text is read to train sentencepiece.
+            'train_bytes': 20_000_000,
+        }
+    )
+
+    # The Transformer. B batch, T length, D embed_dim, H heads, G kv heads, K head_dim, F mlp_dim.
+    config.model = ConfigDict(
+        {
+            'num_layers': 6,  # int. N.
+            'embed_dim': 256,  # int. D.
+            'num_heads': 4,  # int. H.
+            # int. G: 0 = num_heads (multi-head); 1 = multi-query; between = grouped-query.
+            'num_kv_heads': 0,
+            'head_dim': 0,  # int. K: 0 = embed_dim / num_heads.
+            'mlp_dim': 0,  # int. F: 0 = 4 D; 8/3 D, rounded up to 64, for the gated activations.
+            'activation': 'gelu',  # str: gelu | swiglu | geglu (the last two are gated).
+            'norm': 'rmsnorm',  # str: rmsnorm | layernorm.
+            'norm_placement': 'pre',  # str: pre (stable) | post (as in the 2017 paper).
+            'position': 'rotary',  # str: rotary | learned | sinusoidal | alibi | none.
+            'rotary_base': 10_000.0,  # float. The longest wavelength is 2 pi times this.
+            # str: none | linear | ntk | llama3 | yarn. Stretches rotary positions to longer contexts.
+            'rotary_scaling': 'none',
+            'rotary_factor': 1.0,  # float. By how much the context is stretched.
+            'rotary_original_length': 0,  # int, tokens. The context before stretching. llama3, yarn.
+            # tuple of str, cycled over the layers: causal | full.
+            'attention': ('causal',),
+            # str: auto | xla | cudnn. auto = cuDNN where it can (NVIDIA, 16 bit), XLA elsewhere.
+            'attention_implementation': 'auto',
+            'qk_norm': False,  # bool. RMSNorm on queries and keys (ViT-22B): larger steps stay stable.
+            'attention_softcap': 0.0,  # float. logits <- c tanh(logits / c) (Gemma 2). 0 = off.
+            'logit_softcap': 0.0,  # float. The same on the output logits. 0 = off.
+            'bias': False,  # bool. Biases in dense layers and LayerNorm.
+            'tie_embeddings': True,  # bool. The output matrix is the embedding, transposed.
+            'dropout': 0.0,  # float, rate. On embeddings and on the output of each sublayer.
+            # int. The vocabulary is padded to a multiple of this, so that a mesh can divide it.
+            'vocab_multiple': 1,
+            # bool. One compiled layer in a loop (compiles in seconds at any depth), or N copies.
+            # The parameters and results are the same.
+            'scan_layers': True,
+            # str: none | dots | full. What the backward pass recomputes instead of keeping: nothing,
+            # all but matrix products, everything. Less memory, more time.
+            'remat': 'none',
+            'dtype': 'float32',  # str: float32 | bfloat16. Computation; parameters stay float32.
+        }
+    )
+
+    # The loss, in nats a token.
+    config.loss = ConfigDict(
+        {
+            'label_smoothing': 0.0,  # float. Probability spread over the vocabulary.
+            'z_loss': 0.0,  # float. Weight of log(Z)^2, which keeps logits from drifting (PaLM: 1e-4).
+            # int, MB. The largest float32 logits buffer that a device may hold; above it the loss is
+            # computed in pieces.
+            'max_logits_mb': 256,
+        }
+    )
+
+    config.optimizer = ConfigDict(
+        {
+            # str: adamw | adafactor | lion | muon | sgd, or any factory in optax or optax.contrib.
+            'name': 'adamw',
+            'learning_rate': 1e-3,  # float. The peak; see `schedule`.
+            'b1': 0.9,  # float. Decay of the first moment; the momentum of sgd and muon.
+            'b2': 0.95,  # float. Decay of the second moment.
+            'eps': 1e-8,  # float. Added to the root of the second moment.
+            'weight_decay': 0.1,  # float. Decoupled: times the learning rate, a step.
+            # str, regular expression over parameter paths that weight decay applies to. Paths look
+            # like `layers/attention/query/kernel`.
+            'decay_paths': r'kernel$|embedding$',
+            # dict. Further arguments of the optax factory, by name.
+            'options': ConfigDict(),
+            'clip_norm': 1.0,  # float. The gradient's global norm is cut to this. 0 = off.
+            'accumulation': 1,  # int. Each batch goes through the model in so many equal parts.
+            'ema_decay': 0.0,  # float. Average of the weights, evaluated in their place. 0 = off.
+        }
+    )
+
+    # The learning rate over steps: linear warm-up, then the kind's own decay to `final_scale`.
+    config.schedule = ConfigDict(
+        {
+            # str: cosine | linear | inverse_sqrt | exponential | polynomial | wsd | constant.
+            'kind': 'cosine',
+            'warmup_steps': 100,  # int, steps.
+            'final_scale': 0.1,  # float. The last learning rate, as a part of the peak.
+            'power': 2.0,  # float. Of `polynomial`.
+            'decay_fraction': 0.2,  # float. Of `wsd` (warm-up-stable-decay): the part that decays.
+        }
+    )
+
+    # The device mesh. One of them may be -1: all devices that are left.
+    config.mesh = ConfigDict(
+        {
+            'data': -1,  # int. Copies of the model, each with rows of its own.
+            'fsdp': 1,  # int. As `data`, with parameters and optimizer state sharded too.
+            'tensor': 1,  # int. Heads, MLP width and vocabulary are split.
+            'sequence': 1,  # int. Positions are split.
+        }
+    )
+
+    config.train = ConfigDict(
+        {
+            'steps': 1000,  # int, optimizer steps.
+            'log_every': 10,  # int, steps between metric lines.
+            'eval_every': 250,  # int, steps between evaluations of `data.valid`. 0 = only at the end.
+            # int. A step whose gradient is not finite is skipped; so many in a row stop the run.
+            'max_bad_steps': 10,
+        }
+    )
+
+    config.eval = ConfigDict(
+        {
+            'batch_size': 0,  # int, rows. 0 = data.batch_size.
+            # int, tokens. Sliding windows: each scores only its last `stride` tokens, given all
+            # before them. 0 = windows side by side. Smaller is slower and more exact.
+            'stride': 0,
+            # int, batches in an evaluation during training. 0 = the whole split. The evaluation at
+            # the end is always of whole splits.
+            'batches': 0,
+        }
+    )
+
+    config.checkpoint = ConfigDict(
+        {
+            'every': 250,  # int, steps. 0 = only at the end.
+            'keep': 2,  # int. The latest so many are kept,
+            'keep_best': 1,  # int. and the best so many by validation loss.
+        }
+    )
+
+    # Samples in the report and `--mode=generate`.
+    config.generate = ConfigDict(
+        {
+            'prompts': ('The ',),  # tuple of str. '' = from nothing.
+            'samples': 2,  # int, continuations of each prompt.
+            'max_tokens': 128,  # int, tokens.
+            'temperature': 0.8,  # float. 0 = greedy.
+            'top_k': 0,  # int. Only the k likeliest tokens. 0 = off.
+            'top_p': 1.0,  # float. Only the likeliest tokens of this total probability. 1 = off.
+            'min_p': 0.0,  # float. Only tokens with this part of the best's probability. 0 = off.
+        }
+    )
+
+    config.log = ConfigDict(
+        {
+            'tensorboard': True,  # bool. Event files in the workdir.
+            'wandb': '',  # str. A project of Weights & Biases, if `wandb` is installed. '' = off.
+        }
+    )
+    return config

@@ -1,0 +1,331 @@
+"""Turns a ConfigDict into frozen dataclasses, and says clearly what is wrong with it.
+
+ml_collections on the outside, where people override and log; typed and immutable on the inside, where
+code reads. The defaults stand once, in `configs/base.py`; nothing here has any.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lm.errors import InputError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from, and how it becomes batches."""
+
+    train: str
+    valid: str
+    test: str
+    document: str
+    length: int
+    batch_size: int
+    packing: bool
+    random_crop: bool
+    tfds_dir: str
+    cache_dir: str
+    workers: int
+    prefetch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes tokens."""
+
+    kind: str
+    path: str
+    vocab_size: int
+    byte_fallback: bool
+    train_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The Transformer."""
+
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    activation: str
+    norm: str
+    norm_placement: str
+    position: str
+    rotary_base: float
+    rotary_scaling: str
+    rotary_factor: float
+    rotary_original_length: int
+    attention: tuple[str, ...]
+    attention_implementation: str
+    qk_norm: bool
+    attention_softcap: float
+    logit_softcap: float
+    bias: bool
+    tie_embeddings: bool
+    dropout: float
+    vocab_multiple: int
+    scan_layers: bool
+    remat: str
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss, in nats a token."""
+
+    label_smoothing: float
+    z_loss: float
+    max_logits_mb: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """From a gradient to an update."""
+
+    name: str
+    learning_rate: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    decay_paths: str
+    options: Mapping[str, Any]
+    clip_norm: float
+    accumulation: int
+    ema_decay: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over steps."""
+
+    kind: str
+    warmup_steps: int
+    final_scale: float
+    power: float
+    decay_fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh's axes."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int
+    log_every: int
+    eval_every: int
+    max_bad_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Perplexity."""
+
+    batch_size: int
+    stride: int
+    batches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every: int
+    keep: int
+    keep_best: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """Samples."""
+
+    prompts: tuple[str, ...]
+    samples: int
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go, besides metrics.jsonl."""
+
+    tensorboard: bool
+    wandb: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    mesh: MeshConfig
+    train: TrainConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    generate: GenerateConfig
+    log: LogConfig
+
+
+# Smallest and largest value of the keys that have one; None is no limit.
+_RANGES = {
+    r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
+    r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
+    r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)': (1, None),
+    r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
+    r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
+    r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every|eval\.\w+'
+    r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k)': (0, None),
+    r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'
+    r'|generate\.(top_p|min_p)': (0, 1),
+    r'model\.rotary_(base|factor)': (1e-6, None),
+}
+
+# Keys that a second start in the same workdir may change: they move the work, not the result.
+RESUMABLE = re.compile(
+    r'mesh\.|log\.|checkpoint\.|generate\.|data\.(cache_dir|workers|prefetch|tfds_dir)$'
+    r'|model\.(scan_layers|remat|attention_implementation)$|loss\.max_logits_mb$'
+    r'|train\.(log_every|eval_every|max_bad_steps)$|eval\.'
+)
+
+
+def load(path: str | Path) -> ConfigDict:
+    """Returns `get_config()` of a config file.
+
+    Args:
+        path: a file such as `configs/quickstart.py`, or just the name of one of the project's
+            configs, such as `quickstart`.
+
+    Raises:
+        InputError: there is no such file, or it defines no `get_config`.
+    """
+    path = Path(path)
+    if not path.exists() and path.suffix == '' and len(path.parts) == 1:
+        path = Path(__file__).parent.parent / 'configs' / f'{path}.py'
+    if not path.is_file():
+        siblings = [str(p) for p in sorted(path.parent.glob('*.py')) if p.stem != '__init__']
+        raise InputError(f"config file '{path}' does not exist.{nearest(str(path), siblings)}")
+    spec = importlib.util.spec_from_file_location(f'lm_config_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise InputError(f"config file '{path}' defines no function get_config().")
+    return module.get_config()
+
+
+def parse(config: ConfigDict) -> Config:
+    """Returns the frozen form of a config.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    return _parse(Config, config.to_dict() if isinstance(config, ConfigDict) else dict(config), '')
+
+
+def _parse(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise InputError(f'config.{prefix}{key} is not a config key.{nearest(key, fields)}')
+    for key in fields:
+        if key not in values:
+            raise InputError(f'config.{prefix}{key} is missing: start from configs/base.py.')
+    return cls(**{k: _value(kind, values[k], f'{prefix}{k}') for k, kind in fields.items()})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _parse(kind, value, f'{name}.')
+    if kind == tuple[str, ...]:
+        if isinstance(value, str):
+            value = (value,)
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+    elif typing.get_origin(kind) is not None:
+        if isinstance(value, Mapping):
+            return types.MappingProxyType(dict(value))
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+        return _in_range(value, name)
+    elif type(value) is kind:
+        return _in_range(value, name)
+    wanted = getattr(kind, '__name__', None) or str(kind)
+    wanted = 'tuple of str' if kind == tuple[str, ...] else wanted
+    raise InputError(
+        f'config.{name} = {value!r} is of type {type(value).__name__}; it must be {wanted}.'
+    )
+
+
+def _in_range(value: Any, name: str) -> Any:
+    for pattern, (low, high) in _RANGES.items():
+        if re.fullmatch(pattern, name):
+            if low is not None and value < low:
+                raise InputError(f'config.{name} = {value} is too small; the least is {low}.')
+            if high is not None and value > high:
+                raise InputError(f'config.{name} = {value} is too large; the most is {high}.')
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns nested plain dicts, as written to `config.json`."""
+    return {
+        field.name: to_dict(value)
+        if dataclasses.is_dataclass(value := getattr(config, field.name))
+        else dict(value)
+        if isinstance(value, Mapping)
+        else value
+        for field in dataclasses.fields(config)
+    }
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yields `('model.num_layers', 6)` for each leaf of nested dicts."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', list(value) if isinstance(value, tuple) else value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns `{key: (old value, new value)}` of the leaves that differ."""
+    old, new = dict(flatten(old)), dict(flatten(new))
+    return {
+        key: (old.get(key), new.get(key))
+        for key in [*old, *(k for k in new if k not in old)]
+        if old.get(key) != new.get(key)
+    }
+
+
+def digest(value: Any) -> str:
+    """Returns the SHA-256 of a JSON value, as hexadecimal: the name of things kept by content."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
