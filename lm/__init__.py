@@ -1,0 +1,54 @@
+"""lm: language models in JAX and Flax, from a config to a report one can trust.
+
+Three lines in a notebook:
+
+    import lm
+    lm.train(lm.get_config('quickstart'), 'runs/quickstart')
+    print(lm.load('runs/quickstart').generate('Return the', max_tokens=50))
+"""
+
+from typing import Any
+
+__version__ = '0.1.0'
+__all__ = ['InputError', 'get_config', 'load', 'train']
+
+# Imported when first used, so that `import lm` takes no time.
+_LAZY = {
+    'InputError': 'lm.errors',
+    'load': 'lm.inference',
+    'train': 'lm.training',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lm' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def get_config(name: str, **overrides: Any) -> Any:
+    """Returns a config as a ConfigDict that can still be changed.
+
+    Args:
+        name: one of the project's configs, such as 'quickstart', or the path of a config file.
+        overrides: sections with the keys to change: `model={'num_layers': 8}, seed=1`.
+
+    Raises:
+        InputError: there is no such config or key.
+    """
+    from lm import config as configs
+    from lm.errors import InputError, nearest
+
+    config = configs.load(name)
+    known = dict(configs.flatten(config.to_dict()))
+    for key, value in configs.flatten(overrides):
+        if key not in known:
+            raise InputError(f"'config.{key}' is not a config key.{nearest(key, known)}")
+        section, _, leaf = key.rpartition('.')
+        with config.ignore_type():
+            (config[section] if section else config)[leaf] = (
+                tuple(value) if isinstance(value, list) else value
+            )
+    return config

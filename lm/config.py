@@ -242,6 +242,11 @@ def load(path: str | Path) -> ConfigDict:
     return module.get_config()
 
 
+def defaults() -> dict[str, Any]:
+    """Returns `configs/base.py` as nested plain dicts."""
+    return to_dict(parse(load('base')))
+
+
 def parse(config: ConfigDict) -> Config:
     """Returns the frozen form of a config.
 

@@ -39,3 +39,7 @@ def lookup(table: Mapping[str, Any], name: str, place: str) -> Any:
     if name not in table:
         raise InputError(f"{place} = '{name}' is not known.{nearest(name, table)}")
     return table[name]
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on by itself, such as one that diverged: one line, exit code 1."""

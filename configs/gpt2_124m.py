@@ -1,0 +1,41 @@
+"""GPT-2's smallest model (124,439,808 parameters) on web text. For 8 accelerators of 40 GB or a TPU v5e-16.
+
+    python -m lm.main --config=configs/gpt2_124m.py --config.data.tfds_dir=gs://BUCKET/tensorflow_datasets
+
+The architecture is OpenAI's, the optimizer GPT-3's as in nanoGPT (0.5 M tokens a step, 600,000 steps there;
+20,000 are about 10 B tokens). Needs the TFDS data set `c4/en`, prepared as ArrayRecord. Not yet run at full
+length here: a test holds the parameter count.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.data.train = 'tfds:c4/en#text[train]'
+    config.data.valid = 'tfds:c4/en#text[validation]'
+    config.data.test = ''
+    config.data.length = 1024
+    config.data.batch_size = 480
+    config.tokenizer.kind = 'bpe'
+    config.tokenizer.vocab_size = 50_257
+    config.tokenizer.train_bytes = 1_000_000_000
+    config.model.num_layers = 12
+    config.model.embed_dim = 768
+    config.model.num_heads = 12
+    config.model.norm = 'layernorm'
+    config.model.position = 'learned'
+    config.model.bias = True
+    config.model.dtype = 'bfloat16'
+    config.model.remat = 'dots'
+    config.optimizer.learning_rate = 6e-4
+    config.optimizer.accumulation = 1
+    config.schedule.warmup_steps = 700
+    config.train.steps = 20_000
+    config.train.log_every = 20
+    config.train.eval_every = 1000
+    config.eval.batches = 100
+    config.checkpoint.every = 1000
+    return config

@@ -1,0 +1,37 @@
+"""A real language model in about two minutes on a laptop: the documentation of Python itself.
+
+    python -m lm.main --config=configs/quickstart.py
+
+Trains on the prose and docstrings of Python's standard library (2 MB of text that every machine has; its
+wording depends on the Python version). Then open runs/quickstart/report.html.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.tokenizer.vocab_size = 4096
+    config.data.length = 128
+    config.data.batch_size = 16
+    config.data.random_crop = True  # a small text: another cut each epoch
+    config.model.num_layers = 4
+    config.model.embed_dim = 256
+    config.model.num_heads = 4
+    config.model.activation = 'swiglu'
+    config.model.qk_norm = True
+    # Muon needs about half of AdamW's steps here, and time is what a quickstart lacks.
+    config.optimizer.name = 'muon'
+    config.optimizer.learning_rate = 4e-3
+    config.schedule.kind = 'linear'
+    config.schedule.warmup_steps = 20
+    config.schedule.final_scale = 0.0
+    config.train.steps = 600
+    config.train.eval_every = 200
+    config.checkpoint.every = 200
+    config.generate.prompts = ('Return the', 'The module', 'This function')
+    config.generate.temperature = 0.7
+    config.generate.top_p = 0.95
+    return config

@@ -1,0 +1,275 @@
+"""Several runs in one table and one page of curves."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm import page
+from lm.config import flatten
+from lm.errors import InputError, nearest
+from lm.page import number, text
+from lm.plots import Series, chart, smooth
+from lm.writer import atomic_write, duration, plain, short
+
+# What is compared of each split, the lowest being the best: key, name, and whether it compares
+# between tokenizers.
+_MEASURES = (
+    ('perplexity', 'perplexity', False),
+    ('bits_per_byte', 'bits/byte', True),
+    ('word_perplexity', 'word perplexity', True),
+)
+
+
+def compare(workdirs: Sequence[str | Path], output: str | Path) -> str:
+    """Compares finished runs: writes compare.md, compare.html and compare.json.
+
+    Args:
+        workdirs: the runs' folders, in the order of the table.
+        output: the folder to write into.
+
+    Returns:
+        The comparison as text for the terminal.
+
+    Raises:
+        InputError: no run is given, one does not exist or has no finished report, or the output cannot
+            be written.
+    """
+    if not workdirs:
+        raise InputError('no runs to compare: give two or more, --runs=runs/a,runs/b.')
+    folders = [Path(workdir) for workdir in workdirs]
+    runs = [_load(folder) for folder in folders]
+    labels = _labels(folders, runs)
+    same_tokenizer = len({_tokenizer(f, r) for f, r in zip(folders, runs, strict=True)}) == 1
+    splits = list(dict.fromkeys(split for run in runs for split in run['splits']))
+    same_text = {split: _same(runs, lambda run, s=split: _size(run, s)) for split in splits}
+    tables = _tables(labels, runs, same_tokenizer, same_text)
+    notes = _notes(runs, same_tokenizer, same_text)
+    output = Path(output)
+    content = {
+        'runs': [
+            {'run': label, **{key: run[key] for key in _KEPT}}
+            for label, run in zip(labels, runs, strict=True)
+        ],
+        'config': {
+            key: dict(zip(labels, values, strict=True))
+            for key, values in _differing_keys(runs).items()
+        },
+        'notes': notes,
+    }
+    atomic_write(output / 'compare.json', json.dumps(plain(content), indent=2) + '\n')
+    atomic_write(output / 'compare.md', _markdown(tables, notes))
+    charts = _charts(labels, runs, same_tokenizer)
+    atomic_write(output / 'compare.html', _html(labels, tables, notes, charts))
+    parts = [
+        page.text_table([title, *head[1:]], [[row[0], *map(_cut, row[1:])] for row in rows])
+        for title, head, rows in tables
+    ]
+    return '\n\n'.join([*parts, '\n'.join(notes)]).rstrip() + '\n'
+
+
+_KEPT = ('steps', 'parameters', 'seconds', 'splits', 'tasks', 'throughput')
+
+
+def _load(folder: Path) -> dict[str, Any]:
+    """Returns the report of a finished run."""
+    if not folder.is_dir():
+        siblings = [str(path) for path in folder.parent.glob('*') if path.is_dir()]
+        raise InputError(f"run '{folder}' does not exist.{nearest(str(folder), siblings)}")
+    path = folder / 'report.json'
+    if not path.is_file():
+        finished = [str(found.parent) for found in folder.parent.glob('*/report.json')]
+        raise InputError(
+            f"run '{folder}' has no report.json: train it to its end first."
+            f'{nearest(str(folder), finished)}'
+        )
+    try:
+        report = json.loads(path.read_text())
+    except ValueError:
+        raise InputError(f"'{path}' is not whole JSON: train the run to its end again.") from None
+    if not report['finished']:
+        raise InputError(
+            f"run '{folder}' is not finished (step {report['steps']} of "
+            f'{report["config"]["train"]["steps"]}): the same command goes on from there.'
+        )
+    return report
+
+
+def _labels(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the runs' names, or their folders where two have the same name."""
+    names = [run['name'] for run in runs]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _tokenizer(folder: Path, run: Mapping[str, Any]) -> str:
+    """Returns what stands for the run's tokenizer: its file, or what it was made from."""
+    path = folder / 'tokenizer.model'
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return json.dumps([run['config']['tokenizer'], run['config']['data']['train']])
+
+
+def _same(runs: Sequence[Mapping[str, Any]], key: Callable[[Any], Any]) -> bool:
+    return len({json.dumps(key(run)) for run in runs}) == 1
+
+
+def _size(run: Mapping[str, Any], split: str) -> list[int | None]:
+    """Words and bytes of a split: where they differ, so does the text."""
+    return [run['splits'].get(split, {}).get(key) for key in ('words', 'bytes')]
+
+
+def _notes(
+    runs: Sequence[Mapping[str, Any]], same_tokenizer: bool, same_text: Mapping[str, bool]
+) -> list[str]:
+    """Returns what a reader has to know before comparing the numbers, a sentence each."""
+    notes = []
+    if len(runs) > 1 and any(same_text.values()):
+        notes.append('A * marks the best of its column.')
+    if not same_tokenizer:
+        notes.append(
+            'The tokenizers differ: compare bits per byte and word perplexity only, not loss or '
+            'perplexity.'
+        )
+    notes += [
+        f'The {split} text differs between the runs: its numbers do not compare.'
+        for split, same in same_text.items()
+        if not same
+    ]
+    if not _same(
+        runs, lambda run: [run['config']['data']['length'], run['config']['eval']['stride']]
+    ):
+        notes.append(
+            'The windows of evaluation (data.length, eval.stride) differ: a longer context lowers '
+            'every perplexity.'
+        )
+    return notes
+
+
+def _tables(
+    labels: Sequence[str],
+    runs: Sequence[Mapping[str, Any]],
+    same_tokenizer: bool,
+    same_text: Mapping[str, bool],
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Returns title, head and rows: one table a split, one of the runs, one of differing keys."""
+    tables = []
+    for split, same in same_text.items():
+        columns = [list(labels)]
+        for key, _, between_tokenizers in _MEASURES:
+            values = [run['splits'].get(split, {}).get(key) for run in runs]
+            comparable = len(runs) > 1 and same and (same_tokenizer or between_tokenizers)
+            best = min((v for v in values if v is not None), default=None) if comparable else None
+            columns.append([number(v) + '*' * (v is not None and v == best) for v in values])
+        head = ['run', *(name for _, name, _ in _MEASURES)]
+        tables.append((split, head, [list(row) for row in zip(*columns, strict=True)]))
+    rows = [
+        [
+            label,
+            short(run['parameters']),
+            number(run['steps']),
+            page.NOTHING if (v := run['throughput']['tokens_per_second']) is None else short(v),
+            duration(run['seconds']),
+        ]
+        for label, run in zip(labels, runs, strict=True)
+    ]
+    tables.append(('runs', ['run', 'parameters', 'steps', 'tokens/s', 'time'], rows))
+    if keys := _differing_keys(runs):
+        rows = [[key, *(text(value) for value in values)] for key, values in keys.items()]
+        tables.append(('config', ['key', *labels], rows))
+    return tables
+
+
+def _cut(cell: str, most: int = 40) -> str:
+    """Returns a cell that a terminal has room for."""
+    return cell if len(cell) <= most else f'{cell[: most // 2 - 1]}…{cell[-most // 2 :]}'
+
+
+def _differing_keys(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Returns `{key: [value in each run]}` of the config keys that are not the same in all."""
+    leaves = [dict(flatten(run['config'])) for run in runs]
+    keys = dict.fromkeys(key for run in leaves for key in run)
+    return {
+        key: [run.get(key) for run in leaves]
+        for key in keys
+        if any(run.get(key) != leaves[0].get(key) for run in leaves)
+    }
+
+
+def _charts(
+    labels: Sequence[str], runs: Sequence[Mapping[str, Any]], same_tokenizer: bool
+) -> list[str]:
+    """Returns the figures: validation over steps, and over tokens if they differ; training."""
+    per_step = [
+        run['config']['data']['batch_size'] * run['config']['data']['length'] for run in runs
+    ]
+    axes = [('steps', [1] * len(runs))]
+    if len(set(per_step)) > 1:
+        axes.append(('training tokens', per_step))
+    unit = 'loss (nats per token)' if same_tokenizer else 'bits per byte'
+    scales = [1.0 if same_tokenizer else _bits_per_byte_of_a_nat(run) for run in runs]
+    figures = []
+    for x_label, factors in axes:
+        kinds = [('Validation', 'valid/loss', scales)]
+        if same_tokenizer:
+            kinds.append(('Training', 'train/loss', scales))
+        for title, name, scale in kinds:
+            series = [
+                Series(
+                    label,
+                    [[x * fx, y * fy] for x, y in _curve(run, name)],
+                    'points' if name == 'valid/loss' else 'line',
+                    color,
+                )
+                for color, (label, run, fx, fy) in enumerate(
+                    zip(labels, runs, factors, scale, strict=True)
+                )
+            ]
+            if any(one.points for one in series):
+                svg = chart(
+                    series,
+                    x_label=x_label,
+                    y_label=unit,
+                    prefix=f'figure{len(figures)}',
+                    perplexity=same_tokenizer,
+                )
+                figures.append(page.figure(f'{title} over {x_label}', series, svg))
+    return figures
+
+
+def _curve(run: Mapping[str, Any], name: str) -> list[list[float]]:
+    points = [(x, y) for x, y in run['curves'].get(name, ()) if y is not None]
+    return smooth(points) if name == 'train/loss' else [list(point) for point in points]
+
+
+def _bits_per_byte_of_a_nat(run: Mapping[str, Any]) -> float:
+    """Returns the factor from nats a token to bits a byte, on the validation text."""
+    valid = run['splits'].get('valid')
+    if not valid or not valid['bytes']:
+        return math.nan
+    return valid['tokens'] / valid['bytes'] / math.log(2)
+
+
+_TITLES = {'runs': 'Runs', 'config': 'Config keys that differ'}
+
+
+def _markdown(tables: Sequence[Any], notes: Sequence[str]) -> str:
+    parts = ['# Comparison\n', *(note + '\n' for note in notes)]
+    for title, head, rows in tables:
+        parts += [f'## {_TITLES.get(title, title)}\n', page.markdown_table(head, rows)]
+    return '\n'.join(parts)
+
+
+def _html(
+    labels: Sequence[str], tables: Sequence[Any], notes: Sequence[str], charts: Sequence[str]
+) -> str:
+    parts = [f'<p class="note">{page.escape(note)}</p>' for note in notes]
+    parts += [
+        page.section(_TITLES.get(title, title), page.table(head, rows))
+        for title, head, rows in tables
+    ]
+    if charts:
+        body = page.section('Curves', f'<div class="charts">{"".join(charts)}</div>')
+        parts.insert(len(parts) - (tables[-1][0] == 'config'), body)
+    return page.page('Comparison', ' · '.join(labels), '\n'.join(parts))

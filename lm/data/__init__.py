@@ -1,0 +1,1 @@
+"""The host side: sources of text, tokenized once, packed into batches. numpy only, never jax."""

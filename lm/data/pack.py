@@ -1,0 +1,178 @@
+"""Documents into rows of equal length. Pure numpy.
+
+A document of m stored tokens gives m - 1 targets. It is cut into windows of at most T targets; windows
+shorter than T share a row, kept apart by segment ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.errors import InputError
+
+
+class Windows(NamedTuple):
+    """Parts of documents, in the order of the text. All arrays [windows].
+
+    Attributes:
+        document: int64, which document.
+        start: int64, the first target; it is predicted from the stored token `start`, so that the
+            window's tokens are `start` to `start + size`, both included.
+        size: int32, number of targets.
+        score_from: int32, the first target of the window that counts in the loss.
+    """
+
+    document: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    score_from: np.ndarray
+
+
+class Rows(NamedTuple):
+    """Row r holds the windows `windows[offsets[r]:offsets[r + 1]]`.
+
+    Attributes:
+        windows: int64 [windows], indices of windows; ascending within a row.
+        offsets: int64 [rows + 1].
+    """
+
+    windows: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.windows[self.offsets[row] : self.offsets[row + 1]]
+
+
+def windows(lengths: np.ndarray, length: int, stride: int = 0) -> Windows:
+    """Cuts documents into windows in which every target is scored exactly once.
+
+    >>> windows(np.array([3, 6]), length=4)  # 2 and 5 targets
+    Windows(document=[0, 1, 1], start=[0, 0, 4], size=[2, 4, 1], score_from=[0, 0, 0])
+    >>> windows(np.array([3, 6]), length=4, stride=1)
+    Windows(document=[0, 1, 1], start=[0, 0, 1], size=[2, 4, 4], score_from=[0, 0, 3])
+
+    Args:
+        lengths: int [documents], stored tokens of each document.
+        length: T, the most targets in a window.
+        stride: 0 for windows side by side. Else each window begins `stride` targets after the one
+            before it and scores only what that one did not, so that all but a document's first
+            targets are predicted from at least T - stride tokens.
+
+    Raises:
+        InputError: the stride is larger than T, so that targets would be left out.
+    """
+    if stride > length:
+        raise InputError(
+            f'config.eval.stride = {stride} is more than config.data.length = {length}, so tokens '
+            'between windows would not be scored.'
+        )
+    targets = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
+    step = stride or length
+    # A window beyond the first is needed for each step beyond T.
+    counts = np.where(targets > 0, 1 + -(-np.maximum(targets - length, 0) // step), 0)
+    document = np.repeat(np.arange(len(targets)), counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = number * step
+    size = np.minimum(length, targets[document] - start)
+    score_from = np.where(number > 0, length - step, 0)
+    return Windows(document, start, size.astype(np.int32), score_from.astype(np.int32))
+
+
+def rows(sizes: np.ndarray, length: int, packing: bool) -> Rows:
+    """Assigns windows to rows of at most T targets.
+
+    With packing by best-fit decreasing: from the largest window to the smallest, each goes into the
+    row with the least space left that holds it (of several, the one filled last). Rows are numbered
+    by their first window, so that they follow the text.
+
+    >>> rows(np.array([4, 3, 2, 1, 2]), length=4, packing=True)
+    Rows(windows=[0, 1, 3, 2, 4], offsets=[0, 1, 3, 5])
+
+    Args:
+        sizes: int [windows], 1 <= size <= T.
+        length: T.
+        packing: False for a row to each window.
+    """
+    sizes = np.asarray(sizes)
+    row = np.arange(len(sizes))
+    short = np.flatnonzero(sizes < length)
+    if packing and len(short):
+        order = short[np.argsort(-sizes[short], kind='stable')]
+        row[order] = _best_fit(sizes[order].tolist(), order.tolist(), length)
+    order = np.argsort(row, kind='stable')
+    begins = np.flatnonzero(np.diff(row[order], prepend=-1))
+    first = order[begins]  # The smallest window of each row: `order` is stable.
+    rank = np.empty(len(sizes), np.int64)
+    rank[row[first]] = np.argsort(np.argsort(first))
+    row = rank[row]
+    return Rows(
+        np.argsort(row, kind='stable'),
+        np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(first)))]),
+    )
+
+
+def _best_fit(sizes: list[int], names: list[int], length: int) -> list[int]:
+    """Returns the row of each window, named by the window that opened it.
+
+    Rows stand in a list for each amount of space left; bit s of `spaces` says that list s is not
+    empty, so that the least space that holds a window is the lowest bit from its size on.
+    """
+    with_space: list[list[int]] = [[] for _ in range(length + 1)]
+    spaces = 0
+    result = []
+    for size, name in zip(sizes, names, strict=True):
+        fitting = spaces >> size
+        if fitting:
+            space = size + (fitting & -fitting).bit_length() - 1
+            row = with_space[space].pop()
+            if not with_space[space]:
+                spaces ^= 1 << space
+        else:
+            space, row = length, name
+        space -= size
+        if space:
+            with_space[space].append(row)
+            spaces |= 1 << space
+        result.append(row)
+    return result
+
+
+def assemble(parts: Sequence[Mapping[str, np.ndarray]], length: int) -> dict[str, np.ndarray]:
+    """Puts the fields of several windows into one row.
+
+    Segments are numbered from 1, positions restart at 0 in each; what is left is padding: segment 0,
+    weight 0, token PAD = 0.
+
+    >>> assemble([{'inputs': [1, 7], 'targets': [7, 2], 'loss_weights': [1., 1.]},
+    ...           {'inputs': [1], 'targets': [2], 'loss_weights': [1.]}], length=4)
+    {'inputs':       [1, 7, 1, 0],
+     'targets':      [7, 2, 2, 0],
+     'loss_weights': [1., 1., 1., 0.],
+     'positions':    [0, 1, 0, 0],
+     'segment_ids':  [1, 1, 2, 0]}
+
+    Args:
+        parts: the fields of each window, at least one; arrays [t] of the same keys and types, the
+            sum of all t at most T.
+        length: T.
+
+    Returns:
+        Arrays [T], int32 but for float32 `loss_weights`.
+    """
+    sizes = [len(part['targets']) for part in parts]
+    used = sum(sizes)
+    row = {
+        name: np.concatenate(
+            [*(part[name] for part in parts), np.zeros(length - used, first.dtype)]
+        )
+        for name, first in parts[0].items()
+    }
+    row['positions'] = np.zeros(length, np.int32)
+    row['segment_ids'] = np.zeros(length, np.int32)
+    row['positions'][:used] = np.concatenate([np.arange(size) for size in sizes])
+    row['segment_ids'][:used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    return row

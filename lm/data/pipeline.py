@@ -1,0 +1,221 @@
+"""From a tokenized split to batches, by Grain.
+
+A training batch is a pure function of (seed, batch number): rows are shuffled anew in each epoch, over
+the whole split, and cut into global batches, of which each host makes its own rows. So the state of the
+input is the number of batches taken, whatever the number of hosts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from lm.config import DataConfig
+from lm.data import pack
+from lm.data.features import TokenizedSplit
+from lm.errors import InputError
+
+Batch = dict[str, np.ndarray]
+# (tokens int32 [t + 1], rng) -> fields [t]. An entry of `lm.objectives` with its config filled in.
+Objective = Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
+
+_THREADS = 2
+_PREFETCH = 8  # Batches made ahead.
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Targets `start` to `start + size` of a document, of which `score_from` on are scored."""
+
+    document: int
+    start: int
+    size: int
+    score_from: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A split and its rows."""
+
+    split: TokenizedSplit
+    windows: pack.Windows
+    rows: pack.Rows
+    length: int
+
+    def row(self, index: int) -> list[Window]:
+        """Returns the windows of a row."""
+        return [Window(*(int(f[i]) for f in self.windows)) for i in self.rows[index]]
+
+    def fields(
+        self, row: list[Window], objective: Objective, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Returns a row's arrays [T]."""
+        parts = []
+        for window in row:
+            start = int(self.split.offsets[window.document]) + window.start
+            tokens = self.split.tokens[start : start + window.size + 1]
+            part = objective(np.asarray(tokens, np.int32), rng)
+            scored = np.arange(window.size) >= window.score_from
+            parts.append({**part, 'loss_weights': part['loss_weights'] * scored})
+        return pack.assemble(parts, self.length)
+
+
+def pack_split(split: TokenizedSplit, data: DataConfig, stride: int = 0) -> Packed:
+    """Returns the rows of a split; the same on every host."""
+    windows = pack.windows(split.lengths, data.length, stride)
+    return Packed(split, windows, pack.rows(windows.size, data.length, data.packing), data.length)
+
+
+def train_dataset(
+    split: TokenizedSplit,
+    data: DataConfig,
+    objective: Objective,
+    seed: int,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> grain.MapDataset:
+    """Returns this host's part of every training batch, endless and in random order.
+
+    Args:
+        split: the training split.
+        data: `length`, `batch_size`, `packing` and `random_crop` are read.
+        objective: called as (tokens int32 [t + 1], rng) for each window.
+        seed: of the order, the crops and the objective.
+        host: index of this host; it gets the rows from host * B / num_hosts on of each batch.
+        num_hosts: number of hosts.
+
+    Returns:
+        Element i is batch i: a dict of arrays [B / num_hosts, T].
+
+    Raises:
+        InputError: the split has fewer rows than a batch, or hosts do not divide the batch.
+    """
+    size = _rows_of_a_host(data.batch_size, num_hosts, 'config.data.batch_size')
+    packed = pack_split(split, data)
+    if len(packed.rows) < data.batch_size:
+        raise InputError(
+            f"the training source '{split.spec}' has {split.num_targets} tokens in "
+            f'{len(packed.rows)} rows, less than one batch of {data.batch_size} rows x {data.length} '
+            'tokens; lower config.data.batch_size or config.data.length.'
+        )
+    return (
+        _chosen_rows(packed, data, seed)
+        .random_map(
+            lambda row, rng: packed.fields(row, objective, rng), seed=_derived(seed, 'objective')
+        )
+        # Without a remainder, since Grain's length of an endless data set overflows at size 1.
+        .batch(size, drop_remainder=True)[host::num_hosts]
+    )
+
+
+def describe(split: TokenizedSplit, data: DataConfig, seed: int, index: int) -> dict[str, Any]:
+    """Returns the identity of global training batch `index`, for a post-mortem.
+
+    Returns:
+        A JSON value: `batch`, `source`, `cache` (the folder of the tokens), and `rows`: for each
+        row of the batch its windows as [document, first target, number of targets].
+    """
+    chosen = _chosen_rows(pack_split(split, data), data, seed)
+    first = index * data.batch_size
+    rows = [chosen[i] for i in range(first, first + data.batch_size)]
+    return {
+        'batch': index,
+        'source': split.spec,
+        'cache': split.key,
+        'rows': [[[w.document, w.start, w.size] for w in row] for row in rows],
+    }
+
+
+def eval_dataset(
+    split: TokenizedSplit,
+    data: DataConfig,
+    objective: Objective,
+    stride: int,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> grain.MapDataset:
+    """Returns this host's part of the batches of a whole split, once, in order.
+
+    Every target is scored exactly once. The last batch is filled with rows of weight 0, so that all
+    have one shape and all hosts have the same number.
+
+    Args:
+        split: any split.
+        data: `length` and `packing` are read.
+        objective: as in `train_dataset`.
+        stride: tokens; see `lm.data.pack.windows`. 0 for windows side by side.
+        batch_size: rows over all hosts.
+        host: index of this host.
+        num_hosts: number of hosts.
+
+    Raises:
+        InputError: hosts do not divide the batch, or the stride is larger than T.
+    """
+    size = _rows_of_a_host(batch_size, num_hosts, 'config.eval.batch_size')
+    packed = pack_split(split, data, stride)
+    padding = -len(packed.rows) % batch_size
+
+    def fields(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if index < len(packed.rows):
+            return packed.fields(packed.row(index), objective, rng)
+        row = packed.fields(packed.row(0), objective, rng)
+        return {name: np.zeros_like(value) for name, value in row.items()}
+
+    return (
+        grain.MapDataset.range(len(packed.rows) + padding)
+        .random_map(fields, seed=0)
+        .batch(size)[host::num_hosts]
+    )
+
+
+def batches(dataset: grain.MapDataset, start: int = 0) -> Iterator[tuple[int, Batch]]:
+    """Yields (i, batch i) from `start` on, made ahead in threads."""
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCH)
+    iterator = iter(dataset.to_iter_dataset(options))
+    iterator.set_state({'next_index': start})
+    try:
+        yield from enumerate(iterator, start)
+    finally:
+        iterator.close()
+
+
+def _chosen_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDataset:
+    """Returns the endless stream of rows, each a list of `Window`, before any tokens are read."""
+    rows = (
+        grain.MapDataset.range(len(packed.rows)).shuffle(seed=_derived(seed, 'shuffle')).repeat()
+    ).map(packed.row)
+    if not data.random_crop:
+        return rows
+    lengths = packed.split.lengths
+
+    def crop(row: list[Window], rng: np.random.Generator) -> list[Window]:
+        return [_cropped(window, lengths, packed.length, rng) for window in row]
+
+    return rows.random_map(crop, seed=_derived(seed, 'crop'))
+
+
+def _cropped(window: Window, lengths: np.ndarray, length: int, rng: np.random.Generator) -> Window:
+    """Moves a full window by 0 <= offset < T tokens, as far as its document reaches."""
+    if window.size < length:
+        return window
+    room = int(lengths[window.document]) - 1 - window.start - window.size
+    offset = int(rng.integers(min(length, room + 1)))
+    return dataclasses.replace(window, start=window.start + offset)
+
+
+def _derived(seed: int, use: str) -> int:
+    """Returns a seed of 32 bits for one use, independent of those for the others."""
+    entropy = [seed % 2**64, *use.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _rows_of_a_host(batch_size: int, num_hosts: int, name: str) -> int:
+    if batch_size % num_hosts:
+        raise InputError(
+            f'{name} = {batch_size} is not divisible by the number of hosts, {num_hosts}; the next '
+            f'that is: {batch_size + -batch_size % num_hosts}.'
+        )
+    return batch_size // num_hosts

@@ -1,0 +1,299 @@
+"""Where text comes from: `KIND:WHERE[#FIELD][SLICE]`, as `configs/base.py` lists it.
+
+A source is read as a stream of documents, again and again, and never held in memory as a whole (but a
+document is, and for plain text a document may be a file). Its fingerprint follows the content, not the
+path, so that tokenized text is found again when files move.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from lm.config import DataConfig, digest
+from lm.data import pydocs, slices, tfds
+from lm.data.slices import Document, Slice
+from lm.errors import InputError, lookup, nearest
+
+
+def data_dir() -> Path:
+    """Returns the folder that `data:` names are below: $LM_DATA_DIR."""
+    return Path(os.environ.get('LM_DATA_DIR') or '../shared/data')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A stream of documents.
+
+    Attributes:
+        spec: as written in the config.
+        read: called for one pass over all documents.
+        identity: called for a JSON value that changes when what `read` gives does.
+        part: the part of them that this source is.
+    """
+
+    spec: str
+    read: Callable[[], Iterator[Document]]
+    identity: Callable[[], Any]
+    part: Slice
+
+    def records(self) -> Iterator[Document]:
+        """Yields the documents that hold any text, with their counts of invalid bytes.
+
+        Raises:
+            InputError: none does, or a file cannot be read or has a bad line.
+        """
+        empty = True
+        for document in self.part.apply(self.read):
+            if document.text:
+                empty = False
+                yield document
+        if empty:
+            raise InputError(f"the source '{self.spec}' holds no text.")
+
+    def documents(self) -> Iterator[str]:
+        """Yields the texts of `records`."""
+        return (document.text for document in self.records())
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256, hexadecimal, of all that decides the documents."""
+        part = [str(self.part.start), str(self.part.stop), self.part.unit]
+        return digest([self.identity(), part])
+
+
+class Spec(NamedTuple):
+    """`KIND:WHERE[#FIELD][PART]`, taken apart; '' where one is not given."""
+
+    text: str
+    kind: str
+    where: str
+    field: str
+    part: str
+
+
+def parse(text: str, data: DataConfig) -> Source:
+    """Returns the source that a string of the config names.
+
+    Raises:
+        InputError: the string has another form, its kind or split is not known, or it names files
+            that do not exist.
+    """
+    kind, colon, rest = text.partition(':')
+    if not colon:
+        raise InputError(f"source '{text}' has no kind; write KIND:WHERE, such as 'text:{text}'.")
+    rest, part = _split_brackets(rest)
+    where, _, field = rest.partition('#')
+    if not where:
+        raise InputError(f"source '{text}' says no place after '{kind}:'.")
+    maker = lookup(KINDS, kind, f"the kind of the source '{text}'")
+    return maker(Spec(text, kind, where, field, part), data)
+
+
+def _split_brackets(text: str) -> tuple[str, str]:
+    """Cuts off the last pair of brackets: `a[0-9]#f[train[:10%]]` -> `a[0-9]#f`, `train[:10%]`."""
+    if not text.endswith(']'):
+        return text, ''
+    depth = 0
+    for start in range(len(text) - 1, -1, -1):
+        depth += {']': 1, '[': -1}.get(text[start], 0)
+        if depth == 0:
+            return text[:start], text[start + 1 : -1]
+    raise InputError(f"source '{text}' ends with a ']' that no '[' opens.")
+
+
+def _slice(spec: Spec) -> Slice:
+    return slices.parse(spec.part, f"source '{spec.text}'") if spec.part else Slice()
+
+
+# --- kinds ---------------------------------------------------------------------------------------
+
+
+def _builtin(spec: Spec, data: DataConfig) -> Source:
+    module = lookup(BUILTIN, spec.where, f"the text of the source '{spec.text}'")
+    _no_field(spec)
+    named = ':' not in spec.part
+    split = spec.part if named else ''
+    lookup(module.SPLITS, split, f"the split of the source '{spec.text}'")
+    return Source(
+        spec.text,
+        lambda: map(Document, module.documents(split)),
+        lambda: [module.identity(), split],
+        Slice() if named else _slice(spec),
+    )
+
+
+def _text(spec: Spec, data: DataConfig) -> Source:
+    _no_field(spec)
+    rule = lookup(DOCUMENTS, data.document, 'config.data.document')
+    files = _files(spec)
+    return Source(
+        spec.text,
+        lambda: (document for path in files for document in rule(path)),
+        lambda: ['text', data.document, *map(_content, files)],
+        _slice(spec),
+    )
+
+
+def _jsonl(spec: Spec, data: DataConfig) -> Source:
+    field = spec.field or 'text'
+    files = _files(spec)
+    return Source(
+        spec.text,
+        lambda: (document for path in files for document in _json_lines(path, field)),
+        lambda: ['jsonl', field, *map(_content, files)],
+        _slice(spec),
+    )
+
+
+def _data(spec: Spec, data: DataConfig) -> Source:
+    is_jsonl = Path(spec.where.removesuffix('.gz').removesuffix('.xz')).suffix == '.jsonl'
+    spec = spec._replace(where=str(data_dir() / spec.where))
+    return (_jsonl if is_jsonl else _text)(spec, data)
+
+
+def _tfds(spec: Spec, data: DataConfig) -> Source:
+    field = spec.field or 'text'
+    prepared = tfds.open_split(spec.where, field, spec.part, data.tfds_dir, spec.text)
+    return Source(
+        spec.text,
+        lambda: (_decoded(value) for value in prepared.values()),
+        prepared.identity,
+        Slice(),
+    )
+
+
+KINDS: dict[str, Callable[[Spec, DataConfig], Source]] = {
+    'builtin': _builtin,
+    'text': _text,
+    'jsonl': _jsonl,
+    'tfds': _tfds,
+    'data': _data,
+}
+BUILTIN = {'pydocs': pydocs}
+
+
+def _no_field(spec: Spec) -> None:
+    if spec.field:
+        raise InputError(f"source '{spec.text}' is plain text and has no field '#{spec.field}'.")
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _files(spec: Spec) -> list[Path]:
+    """Returns the files of a glob, sorted."""
+    pattern = os.path.expanduser(spec.where)
+    found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+    files = [Path(path) for path in found if os.path.isfile(path)]
+    if files:
+        return files
+    if spec.kind == 'data':
+        raise InputError(
+            f"source '{spec.text}': there is no file '{pattern}'. Set LM_DATA_DIR to a folder that "
+            'holds NAME/FILE; see "Your own data" in README.md on how to fill it.'
+        )
+    parent = Path(pattern).parent
+    near = nearest(pattern, map(str, parent.iterdir())) if parent.is_dir() else ''
+    near = near if near.startswith(' Did') else ''  # The other files of the folder say nothing.
+    raise InputError(f"source '{spec.text}' matches no file.{near}")
+
+
+_UNPACKERS = {'.gz': gzip.open, '.xz': lzma.open}
+
+
+@contextlib.contextmanager
+def _opened(path: Path, unpack: bool = True) -> Iterator[BinaryIO]:
+    """Opens a file for reading; what goes wrong in the block becomes one line."""
+    packed = unpack and path.suffix in _UNPACKERS
+    try:
+        with _UNPACKERS[path.suffix](path) if packed else path.open('rb') as file:
+            yield file
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise InputError(f"'{path}' is damaged: {error}.") from None
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from None
+
+
+def _content(path: Path) -> str:
+    """Returns the SHA-256 of a file as it lies on disk."""
+    with _opened(path, unpack=False) as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _decoded(data: bytes | str) -> Document:
+    """Returns UTF-8 as text; what is not UTF-8 becomes U+FFFD and its bytes are counted."""
+    if isinstance(data, str):
+        # JSON may hold half a surrogate pair, which no encoding can write.
+        text, lone = re.subn('[\ud800-\udfff]', '\ufffd', data)
+        return Document(text, lone)
+    try:
+        return Document(data.decode())
+    except UnicodeDecodeError:
+        valid = len(data.decode(errors='ignore').encode())
+        return Document(data.decode(errors='replace'), len(data) - valid)
+
+
+def _whole_file(path: Path) -> Iterator[Document]:
+    with _opened(path) as file:
+        yield _decoded(file.read().removeprefix(b'\xef\xbb\xbf'))
+
+
+def _lines(path: Path) -> Iterator[Document]:
+    """Yields the lines without their ends; empty ones are skipped by `Source.records`."""
+    with _opened(path) as file:
+        for number, line in enumerate(file):
+            line = line.removeprefix(b'\xef\xbb\xbf') if number == 0 else line
+            yield _decoded(line.rstrip(b'\r\n'))
+
+
+def _paragraphs(path: Path) -> Iterator[Document]:
+    """Yields runs of lines between blank ones."""
+    kept: list[Document] = []
+    for line in _lines(path):
+        if line.text.strip():
+            kept.append(line)
+        elif kept:
+            yield _joined(kept)
+            kept = []
+    if kept:
+        yield _joined(kept)
+
+
+def _joined(lines: list[Document]) -> Document:
+    return Document('\n'.join(line.text for line in lines), sum(x.invalid_bytes for x in lines))
+
+
+DOCUMENTS: dict[str, Callable[[Path], Iterator[Document]]] = {
+    'file': _whole_file,
+    'line': _lines,
+    'paragraph': _paragraphs,
+}
+
+
+def _json_lines(path: Path, field: str) -> Iterator[Document]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.text.strip():
+            continue
+        place = f'{path}:{number}'
+        try:
+            record = json.loads(line.text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f'{place} is not JSON: {error}.') from None
+        if not isinstance(record, dict):
+            raise InputError(f'{place} is not a JSON object with a field {field!r}.')
+        if field not in record:
+            raise InputError(f'{place} has no field {field!r}.{nearest(field, record)}')
+        if not isinstance(record[field], str):
+            kind = type(record[field]).__name__
+            raise InputError(f'{place}: the field {field!r} is not text but {kind}.')
+        document = _decoded(record[field])
+        yield document._replace(invalid_bytes=document.invalid_bytes + line.invalid_bytes)

@@ -1,0 +1,231 @@
+"""Text from a model: greedy and sampled decoding, prompts of unequal length together, in one jit."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+from lm.errors import InputError
+from lm.mesh import constrain
+from lm.models.decoder import Decoder
+
+# Called with int32 [B], the tokens of one step; -1 where a row has ended.
+Stream = Callable[[np.ndarray], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The filters work together, in the order of the fields.
+
+    Attributes:
+        temperature: logits are divided by it; 0 is greedy.
+        top_k: only the k likeliest tokens (Fan et al. 2018, https://arxiv.org/abs/1805.04833); 0 = off.
+        top_p: only the likeliest tokens that together reach this probability (Holtzman et al. 2019,
+            https://arxiv.org/abs/1904.09751); 1 = off.
+        min_p: only tokens of at least this part of the likeliest one's probability (Nguyen et al. 2024,
+            https://arxiv.org/abs/2407.01082); 0 = off.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        for name, low, high in (
+            ('temperature', 0, float('inf')),
+            ('top_k', 0, float('inf')),
+            ('top_p', 0, 1),
+            ('min_p', 0, 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f'{name} = {value} is out of range: from {low} to {high}.')
+
+
+def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Returns `logits / temperature`, with -inf for tokens that may not be drawn.
+
+    Equal logits are kept or dropped together. Of probabilities (0.5, 0.3, 0.2), `top_p=0.6` keeps the
+    first two, `min_p=0.5` too, `top_k=1` the first.
+
+    Args:
+        logits: float32 `[..., V]`.
+        sampling: of a temperature above 0.
+    """
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        ranked = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        probabilities = jax.nn.softmax(ranked, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all likelier tokens
+        kept = (before < sampling.top_p).at[..., 0].set(True)
+        least = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if sampling.min_p > 0:
+        least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
+def sample(logits: jax.Array, rng: jax.Array, sampling: Sampling) -> jax.Array:
+    """Returns int32 token ids `[...]`, drawn from float32 logits `[..., V]`."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.random.categorical(rng, filter_logits(logits, sampling)).astype(jnp.int32)
+
+
+def generate(
+    model: Decoder,
+    params: dict,
+    prompts: np.ndarray,
+    lengths: np.ndarray,
+    rng: jax.Array,
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    stop: tuple[int, ...],
+    stream: Stream | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Continues prompts, all rows at once, until each has met a stop token or has `max_tokens`.
+
+    Compiled once for each (model, sampling, stop, stream, B) and power of two above P and `max_tokens`.
+    Where a row outgrows the model's `max_length`, its last half goes on as a new prompt.
+
+    Args:
+        model: a decoder whose masks are causal.
+        params: its parameters.
+        prompts: int32 `[B, P]`, padded on the right with any ids.
+        lengths: int32 `[B]`, the tokens of each prompt; at least 1.
+        rng: a key. Each row draws from its own stream, whatever the other rows are.
+        max_tokens: new tokens a row, at most.
+        sampling: how they are drawn.
+        stop: ids that end a row; may be empty.
+        stream: called on the host after each step, in order.
+
+    Returns:
+        tokens: int32 `[B, max_tokens]`; 0 after a row's end.
+        counts: int32 `[B]`, tokens before the end. The stop token is not among them.
+
+    Raises:
+        InputError: a prompt is empty, or the model cannot generate.
+    """
+    prompts, lengths = np.asarray(prompts, np.int32), np.asarray(lengths, np.int32)
+    if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > prompts.shape[1]:
+        raise InputError(
+            'each prompt needs at least one token, such as the one that begins a document.'
+        )
+    # Ordered callbacks exist on one device only; on more, the loop itself keeps the steps in order.
+    ordered = len(jnp.asarray(jax.tree.leaves(params)[0]).sharding.device_set) == 1
+    run = functools.partial(
+        _continue, model=model, sampling=sampling, stop=tuple(stop), stream=stream, ordered=ordered
+    )
+    rows = [prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)]
+    half = max(model.max_length // 2, 1)
+    made = np.zeros((len(rows), 0), np.int32)
+    ended = np.zeros(len(rows), bool)
+    while made.shape[1] < max_tokens and not ended.all():
+        rows = [row if len(row) < model.max_length else row[-half:] for row in rows]
+        longest = max(len(row) for row in rows)
+        limit = min(max_tokens - made.shape[1], max(model.max_length - longest, 1))
+        width = min(_bucket(longest), max(model.max_length, longest))
+        padded = np.zeros((len(rows), width), np.int32)
+        for padded_row, row in zip(padded, rows, strict=True):
+            padded_row[: len(row)] = row
+        new, ended = jax.device_get(
+            run(
+                params,
+                padded,
+                np.array([len(row) for row in rows], np.int32),
+                ended,
+                rng,
+                made.shape[1],
+                limit,
+                size=_bucket(limit),
+            )
+        )
+        if stream is not None:
+            jax.effects_barrier()
+        new = new[:, :limit]
+        made = np.concatenate([made, new], axis=1)
+        rows = [
+            np.concatenate([row, tokens[tokens >= 0]])
+            for row, tokens in zip(rows, new, strict=True)
+        ]
+    tokens = np.full((len(rows), max_tokens), -1, np.int32)
+    tokens[:, : made.shape[1]] = made
+    return np.maximum(tokens, 0), (tokens >= 0).sum(axis=1).astype(np.int32)
+
+
+def _bucket(size: int) -> int:
+    """The next power of two, from 16 on: few shapes, few compilations."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+@functools.partial(
+    jax.jit, static_argnames=('model', 'sampling', 'stop', 'stream', 'ordered', 'size')
+)
+def _continue(
+    params: dict,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    ended: jax.Array,
+    rng: jax.Array,
+    start: jax.Array,
+    limit: jax.Array,
+    *,
+    model: Decoder,
+    sampling: Sampling,
+    stop: tuple[int, ...],
+    stream: Stream | None,
+    ordered: bool,
+    size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the next tokens, int32 `[B, size]`, -1 from a row's end on; and bool `[B]`, has it ended.
+
+    At most `limit <= size` tokens are made, after `start` earlier ones.
+    """
+    batch, width = prompts.shape
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))  # one a row
+
+    def forward(tokens, positions, cache):
+        return model.apply({'params': params}, tokens, positions, cache, method='decode')
+
+    def next_logits(hidden):
+        logits = model.apply({'params': params}, hidden, method='logits')
+        return jnp.where(jnp.arange(logits.shape[-1]) < model.vocab_size, logits, -jnp.inf)
+
+    def draw(hidden, ended, step):
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, start + step)
+        token = jax.vmap(functools.partial(sample, sampling=sampling))(
+            next_logits(hidden), step_keys
+        )
+        if stop:
+            ended |= jnp.any(token[:, None] == jnp.array(stop), axis=1)
+        shown = jnp.where(ended, -1, token)
+        if stream is not None:
+            io_callback(stream, None, shown, ordered=ordered)
+        return token, shown, ended
+
+    def unfinished(state):
+        step, _, _, ended, _ = state
+        return (step < limit) & ~jnp.all(ended)
+
+    def advance(state):
+        step, token, cache, ended, out = state
+        hidden, cache = forward(token[:, None], (lengths + step - 1)[:, None], cache)
+        token, shown, ended = draw(hidden[:, 0], ended, step)
+        return step + 1, token, cache, ended, out.at[:, step].set(shown)
+
+    positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
+    hidden, cache = forward(prompts, positions, model.make_cache(batch, width + size))
+    token, shown, ended = draw(hidden[jnp.arange(batch), lengths - 1], ended, 0)
+    out = jnp.full((batch, size), -1, jnp.int32).at[:, 0].set(shown)
+    state = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), token, cache, ended, out))
+    return constrain(state[4], (None, None)), constrain(state[3], (None,))

@@ -1,0 +1,79 @@
+"""Where a run ran: versions, processor, devices, commit, command."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+def environment() -> dict[str, Any]:
+    """Returns where the run ran: versions, processor, devices, commit, command. Never raises."""
+    import jax
+
+    try:
+        devices = jax.devices()
+        found = {
+            'device': devices[0].device_kind,
+            'devices': len(devices),
+            'hosts': jax.process_count(),
+            'backend': jax.default_backend(),
+        }
+    except RuntimeError as error:  # No device can be opened.
+        found = {'device': f'none: {error}'}
+    flags = {
+        name: os.environ[name] for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS') if name in os.environ
+    }
+    return {
+        **found,
+        'cpu': _cpu(),
+        'cores': len(os.sched_getaffinity(0))
+        if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count(),
+        'platform': platform.platform(),
+        'python': platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        **_commit(Path(__file__).resolve().parent.parent),
+        'command': shlex.join([Path(sys.executable or 'python').name, *sys.orig_argv[1:]]),
+        **flags,
+    }
+
+
+def _cpu() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(project: Path) -> dict[str, Any]:
+    """The commit, where the project is the root of a checkout; not that of a folder around it."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(project), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        if Path(git('rev-parse', '--show-toplevel')).resolve() != project:
+            return {}
+        changed = git('status', '--porcelain', '--untracked-files=no') != ''
+        return {'commit': git('rev-parse', 'HEAD'), 'uncommitted_changes': changed}
+    except (OSError, subprocess.SubprocessError):
+        return {}

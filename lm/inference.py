@@ -1,0 +1,175 @@
+"""A trained model in three lines: load, generate, measure."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import config as configs
+from lm import decode, mesh
+from lm import run as runs
+from lm.checkpoint import Checkpoints
+from lm.config import GenerateConfig, MeshConfig
+from lm.data import features
+from lm.errors import InputError
+from lm.perplexity import perplexity
+from lm.run import Run
+from lm.step import evaluated_params
+from lm.tokenizer import BOS, EOS, Tokenizer
+
+
+class LanguageModel:
+    """A model with its tokenizer.
+
+    Attributes:
+        run: config, tokenizer and compiled functions.
+        params: the parameters (the moving average, where there is one).
+        step: the training step that they are of, or None.
+    """
+
+    def __init__(self, run: Run, params: Any, step: int | None = None) -> None:
+        self.run, self.params, self.step = run, params, step
+        self._streamer = _Streamer(run.tokenizer)
+
+    def generate(
+        self,
+        text: str | Sequence[str] = '',
+        max_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        stream: Callable[[str], None] | None = None,
+    ) -> str | list[str]:
+        """Returns the continuation of a text, or of each of several.
+
+        Args:
+            text: what to continue.
+            max_tokens: at most so many tokens; fewer if the document ends.
+            temperature: 0 takes the likeliest token each time.
+            top_k: only the k likeliest; 0 is off.
+            top_p: only the likeliest tokens that reach this probability together; 1 is off.
+            min_p: only tokens with this part of the likeliest one's probability; 0 is off.
+            seed: of the sampling.
+            stream: called with each piece of text as it comes; for a single text only.
+
+        A context longer than the model's goes on from its last half.
+        """
+        single = isinstance(text, str)
+        prompts = [[BOS, *self.run.tokenizer.encode(t)] for t in ([text] if single else text)]
+        if stream and not single:
+            raise InputError('generate(stream=…) takes a single text.')
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        padded = np.zeros((len(prompts), lengths.max()), np.int32)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        if stream:
+            self._streamer.begin(stream)
+        with jax.set_mesh(self.run.mesh):
+            tokens, counts = decode.generate(
+                self.run.steps.model,
+                self.params,
+                padded,
+                lengths,
+                jax.random.key(seed),
+                max_tokens=max_tokens,
+                sampling=decode.Sampling(temperature, top_k, top_p, min_p),
+                stop=(EOS,),
+                stream=self._streamer if stream else None,
+            )
+        texts = [
+            self.run.tokenizer.decode(row[:count])
+            for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)
+        ]
+        return texts[0] if single else texts
+
+    def perplexity(self, texts: str | Sequence[str]) -> dict[str, float | None]:
+        """Returns loss, perplexity, bits per byte and word perplexity of texts (see `lm.perplexity`)."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return perplexity(self.run, self.params, features.from_texts(texts, self.run.tokenizer))
+
+    def logits(self, tokens: Any) -> jax.Array:
+        """Returns the logits [B, T, V] float32 that follow tokens [B, T] int32."""
+        with jax.set_mesh(self.run.mesh):
+            return _logits(self.run.steps.model, self.params, jnp.asarray(tokens, jnp.int32))
+
+    def samples(self, config: GenerateConfig, seed: int) -> list[dict[str, str]]:
+        """Returns `{'prompt', 'text'}` of each prompt's continuations, for a report."""
+        prompts = [prompt for prompt in config.prompts for _ in range(config.samples)]
+        if not prompts:
+            return []
+        texts = self.generate(
+            prompts,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            seed=seed,
+        )
+        return [{'prompt': p, 'text': t} for p, t in zip(prompts, texts, strict=True)]
+
+
+class _Streamer:
+    """Turns tokens that come one by one into text: only what later tokens cannot change is let out.
+
+    One object serves all calls of a model, since the compiled loop is kept by its callback.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def begin(self, write: Callable[[str], None]) -> None:
+        """Starts a new text."""
+        self._write, self._tokens, self._shown = write, [], 0
+
+    def __call__(self, tokens: np.ndarray) -> None:
+        token = int(np.asarray(tokens)[0])
+        if token < 0:
+            return
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        if not text.endswith('\ufffd'):  # half of a character
+            self._write(text[self._shown :])
+            self._shown = len(text)
+
+
+def _logits(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
+    return model.apply({'params': params}, tokens)
+
+
+_logits = jax.jit(_logits, static_argnums=0)
+
+
+def load(workdir: str | Path, checkpoint: str | int = 'latest') -> LanguageModel:
+    """Returns the model of a workdir.
+
+    Args:
+        workdir: of a run that saved at least one checkpoint.
+        checkpoint: `latest`, `best` (lowest validation loss) or a step.
+
+    Raises:
+        InputError: there is no such run or checkpoint.
+    """
+    workdir = Path(workdir)
+    config = configs.parse(runs.read_config(workdir))
+    if not mesh.fits(config.mesh, jax.device_count()):
+        config = dataclasses.replace(config, mesh=MeshConfig(1, 1, 1, 1))
+    run = runs.build(config, runs.build_tokenizer(config, workdir))
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    if not checkpoints.steps:
+        raise InputError(f"workdir '{workdir}' holds no checkpoint yet.")
+    step = {'latest': None, 'best': checkpoints.best}.get(checkpoint, checkpoint)
+    if step is not None and (not str(step).isdigit() or int(step) not in checkpoints.steps):
+        raise InputError(
+            f"checkpoint '{checkpoint}' is not in '{workdir}'. There are: "
+            f'latest, best, {", ".join(map(str, checkpoints.steps))}.'
+        )
+    step, state, _ = checkpoints.restore(run.steps.shapes, None if step is None else int(step))
+    checkpoints.close()
+    return LanguageModel(run, evaluated_params(state), step)

@@ -1,0 +1,1 @@
+"""The parts of a Transformer layer: pure mathematics, and thin Linen modules around it."""

@@ -1,0 +1,147 @@
+"""Relative positions: rotary, with ways to stretch it to longer contexts, and ALiBi's biases."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.config import ModelConfig
+from lm.errors import InputError, lookup
+
+POSITIONS = ('rotary', 'learned', 'sinusoidal', 'alibi', 'none')
+
+
+def _unscaled(frequencies: np.ndarray, config: ModelConfig, width: int) -> np.ndarray:
+    return frequencies
+
+
+def _linear(frequencies: np.ndarray, config: ModelConfig, width: int) -> np.ndarray:
+    """Position interpolation (Chen et al. 2023, https://arxiv.org/abs/2306.15595)."""
+    return frequencies / config.rotary_factor
+
+
+def _ntk(frequencies: np.ndarray, config: ModelConfig, width: int) -> np.ndarray:
+    """NTK-aware: a larger base, so that only long waves stretch (in Peng et al. 2023, section 3.1)."""
+    return frequencies * config.rotary_factor ** (-np.arange(0, width, 2) / max(width - 2, 1))
+
+
+def _llama3(frequencies: np.ndarray, config: ModelConfig, width: int) -> np.ndarray:
+    """Llama 3.1's, as published in its code (https://github.com/meta-llama/llama-models).
+
+    Waves shorter than 1/4 of the original context stay, waves longer than it are stretched by the
+    factor, and those between go over from one to the other.
+    """
+    turns = _original_length(config) * frequencies / (2 * math.pi)
+    keep = np.clip((turns - 1) / (4 - 1), 0, 1)
+    return keep * frequencies + (1 - keep) * frequencies / config.rotary_factor
+
+
+def _yarn(frequencies: np.ndarray, config: ModelConfig, width: int) -> np.ndarray:
+    """NTK by parts (Peng et al. 2023, https://arxiv.org/abs/2309.00071): a ramp over the dimensions.
+
+    Dimensions that turn more than 32 times in the original context stay, those of less than one turn
+    are stretched by the factor.
+    """
+    length = _original_length(config)
+
+    def dimension(turns: float) -> float:
+        """The pair whose wave turns so often in the original context."""
+        return width * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rotary_base))
+
+    low = max(math.floor(dimension(32)), 0)
+    high = min(math.ceil(dimension(1)), width - 1)
+    stretch = np.clip((np.arange(width // 2) - low) / max(high - low, 1e-3), 0, 1)
+    return (1 - stretch) * frequencies + stretch * frequencies / config.rotary_factor
+
+
+SCALINGS = {
+    'none': _unscaled,
+    'linear': _linear,
+    'ntk': _ntk,
+    'llama3': _llama3,
+    'yarn': _yarn,
+}
+
+
+def _original_length(config: ModelConfig) -> int:
+    if config.rotary_original_length < 1:
+        raise InputError(
+            f"config.model.rotary_scaling = '{config.rotary_scaling}' needs "
+            'config.model.rotary_original_length: the context, in tokens, before stretching.'
+        )
+    return config.rotary_original_length
+
+
+def rotary_frequencies(config: ModelConfig, width: int) -> np.ndarray:
+    """Returns float64 `[K / 2]`, radians a token: `base^(-2i / K)`, stretched as configured.
+
+    Raises:
+        InputError: K is odd, the scaling is not known or lacks its original length.
+    """
+    if width % 2:
+        raise InputError(
+            f"config.model.position = 'rotary' turns pairs, and head_dim = {width} is odd. "
+            f'Did you mean {width + 1}?'
+        )
+    scale = lookup(SCALINGS, config.rotary_scaling, 'config.model.rotary_scaling')
+    frequencies = config.rotary_base ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+    return scale(frequencies, config, width)
+
+
+def rotary_angles(
+    positions: jax.Array, config: ModelConfig, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the sine and cosine that `rotate` takes, float32 `[B, T, K / 2]` each.
+
+    Args:
+        positions: int32 `[B, T]`.
+        config: `rotary_*`.
+        width: K.
+    """
+    frequencies = rotary_frequencies(config, width).astype(np.float32)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    # YaRN also sharpens attention: each side by the root of its temperature (section 3.4).
+    yarn = config.rotary_scaling == 'yarn' and config.rotary_factor > 1
+    root = 0.1 * math.log(config.rotary_factor) + 1.0 if yarn else 1.0
+    return root * jnp.sin(angles), root * jnp.cos(angles)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns pairs by their position's angle (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    The product of a turned query and a turned key depends on their distance only. Pair i is made of
+    features i and i + K / 2 (as in GPT-NeoX and Llama's Hugging Face form).
+
+    Args:
+        x: `[B, T, H, K]`.
+        angles: sine and cosine, `[B, T, K / 2]`.
+    """
+    sin, cos = (a[:, :, None, :] for a in angles)  # [B, T, 1, K / 2]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Returns float32 `[H]`: `2^(-8/H), 2^(-16/H), ...` (Press et al. 2021, https://arxiv.org/abs/2108.12409).
+
+    For 8 heads 1/2, 1/4, ... 1/256. Where H is no power of two, the rest are every other slope of the
+    next power, as in the paper's code.
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
+    between = 2.0 ** (-4.0 * np.arange(1, 2 * power + 1, 2) / power)
+    return np.concatenate([slopes, between])[:heads].astype(np.float32)
+
+
+def alibi_bias(heads: int, q_positions: jax.Array, k_positions: jax.Array) -> jax.Array:
+    """Returns the bias `-slope * |distance|`, float32 `[B or 1, H, T, S]`.
+
+    Args:
+        heads: H.
+        q_positions: int32 `[B or 1, T]`.
+        k_positions: int32 `[B or 1, S]`.
+    """
+    distance = jnp.abs(q_positions[:, :, None] - k_positions[:, None, :])
+    return -alibi_slopes(heads)[:, None, None] * distance[:, None].astype(jnp.float32)

@@ -1,0 +1,70 @@
+"""The learning-rate range test (Smith 2017, https://arxiv.org/abs/1506.01186)."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from lm import config as configs
+from lm import mesh, optimizers, plots
+from lm import run as runs
+from lm.data import pipeline
+from lm.step import Steps
+from lm.writer import Progress, atomic_write
+
+LOWEST, HIGHEST = 1e-6, 3.0
+MOST_STEPS = 200
+DIVERGED = 3.0  # times the lowest loss so far, above the start
+
+
+def find(config: ConfigDict, workdir: str | Path) -> float:
+    """Trains briefly while the learning rate rises from 1e-6 to 3, and suggests one.
+
+    Writes `lr_find.png` and `lr_find.json` into the workdir, which is otherwise left as it is: no
+    checkpoint is saved. It ends when the loss diverges, or after 200 steps (or `config.train.steps`).
+
+    Returns:
+        The suggested peak learning rate: see `plots.suggest_learning_rate`.
+    """
+    config = configs.parse(config)
+    workdir = Path(workdir)
+    runs.check_mesh(config)
+    runs.open_workdir(workdir, config)
+    text = runs.build_tokenizer(config, workdir)
+    run = runs.build(config, text)
+    split = runs.tokenized_splits(config, text, ('train',))['train']
+    total = max(20, min(MOST_STEPS, config.train.steps))
+
+    def learning_rate(step):
+        return LOWEST * (HIGHEST / LOWEST) ** (step / (total - 1))
+
+    optimizer = optimizers.build(
+        dataclasses.replace(config.optimizer, ema_decay=0.0), learning_rate
+    )
+    dataset = pipeline.train_dataset(
+        split, config.data, run.objective, config.seed, jax.process_index(), jax.process_count()
+    )
+    batches = mesh.prefetch(
+        pipeline.batches(dataset), config.data.prefetch, lambda item: mesh.put(item[1], run.mesh)
+    )
+    points: list[tuple[float, float]] = []
+    with jax.set_mesh(run.mesh), Progress(total) as progress:
+        steps = Steps(config, text.vocab_size, run.mesh, optimizer)
+        state = steps.init()
+        for step in range(total):
+            state, metrics = steps.train(state, next(batches))
+            loss, rate = float(metrics['nats']), float(learning_rate(step))
+            if not math.isfinite(loss):
+                break
+            points.append((rate, loss))
+            progress.update(step + 1, loss=loss, learning_rate=rate)
+            if loss > points[0][1] and loss > DIVERGED * min(loss for _, loss in points):
+                break
+    suggestion = plots.suggest_learning_rate(*zip(*points, strict=True))
+    content = {'suggestion': suggestion, 'points': points}
+    atomic_write(workdir / 'lr_find.json', json.dumps(content) + '\n')
+    plots.learning_rate_plot(points, suggestion, workdir / 'lr_find.png')
+    return suggestion

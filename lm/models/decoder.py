@@ -1,0 +1,225 @@
+"""A decoder-only Transformer: GPT, Llama and what lies between.
+
+Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whether the layers run in a
+compiled loop or are unrolled, so that a checkpoint fits both.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.attention import masks
+from lm.config import ModelConfig
+from lm.errors import InputError, lookup
+from lm.layers.attention import head_sizes
+from lm.layers.block import Block, Group, make_norm
+from lm.layers.dense import STDDEV, float32_product
+from lm.layers.embed import Embed, sinusoids
+from lm.layers.position import POSITIONS, rotary_angles
+from lm.mesh import ROWS, constrain
+
+# What the backward pass keeps, as a policy of jax.checkpoint.
+REMATS = {
+    'none': None,
+    # Products with parameters only: not the [T, S] logits of attention, which are most of the memory.
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+# Keys and values of all layers: `{'key': [N, B, S, G, K], 'value': ...}`, or by block of a pattern.
+Cache = dict
+
+
+class Head(nn.Module):
+    """An output matrix of its own, `[D, V]`."""
+
+    size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.size)
+        kernel = self.param('kernel', nn.initializers.normal(STDDEV), shape)
+        return float32_product(x, kernel, self.dtype)
+
+
+class Decoder(nn.Module):
+    """Next-token logits.
+
+    `Decoder(config, V, T).apply({'params': params}, inputs)` is `[B, T, V]`. Parameters are float32,
+    at the paths that `lm/mesh.py` lists.
+
+    Attributes:
+        config: the model.
+        vocab_size: V, of the tokenizer.
+        max_length: tokens; learned positions end here.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    max_length: int
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """V, rounded up to `config.vocab_multiple`. No target is ever one of the added ids."""
+        multiple = self.config.vocab_multiple
+        return -(-self.vocab_size // multiple) * multiple
+
+    @property
+    def masks(self) -> tuple[masks.Mask, ...]:
+        """The masks that the layers go through in turn.
+
+        Raises:
+            InputError: a mask is not known, or they do not divide the layers.
+        """
+        pattern, layers = self.config.attention, self.config.num_layers
+        if not pattern or layers % len(pattern):
+            raise InputError(
+                f'config.model.num_layers = {layers} cannot be divided by the {len(pattern)} masks of '
+                f'config.model.attention = {pattern}.'
+            )
+        return tuple(masks.parse(expression) for expression in pattern)
+
+    def setup(self):
+        c = self.config
+        lookup(dict.fromkeys(POSITIONS), c.position, 'config.model.position')
+        lookup(REMATS, c.remat, 'config.model.remat')
+        dtype = jnp.dtype(c.dtype)
+        self.embed = Embed(self.padded_vocab_size, c.embed_dim, dtype)
+        if c.position == 'learned':
+            self.position = Embed(self.max_length, c.embed_dim, dtype)
+        self.dropout = nn.Dropout(c.dropout)
+        first, *others = self.masks
+        self.layers = Group(c, self.masks) if others else Block(c, first)
+        if c.norm_placement == 'pre':  # 'post' has just applied one
+            self.final_norm = make_norm(c)
+        if not c.tie_embeddings:
+            self.head = Head(self.padded_vocab_size, dtype)
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Returns logits, float32 `[B, T, V]`; the arguments are those of `hidden`."""
+        return self.logits(self.hidden(inputs, positions, segment_ids, deterministic))
+
+    def hidden(
+        self,
+        inputs: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Returns what the logits are computed from, `[B, T, D]` in the compute dtype.
+
+        Args:
+            inputs: int32 `[B, T]`, token ids.
+            positions: int32 `[B, T]`, each token's place in its document. None: 0, 1, 2, ...
+            segment_ids: int32 `[B, T]`; a token sees its own segment only. None: one a row.
+            deterministic: no dropout. Else the caller gives a `dropout` rng.
+
+        Raises:
+            InputError: T is more than `max_length`, with learned positions.
+        """
+        if positions is None:
+            positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None]
+            positions = jnp.broadcast_to(positions, inputs.shape)
+        return self._run(inputs, positions, segment_ids, None, None, deterministic)[0]
+
+    def decode(
+        self, inputs: jax.Array, positions: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """As `hidden`, for tokens that follow those in the cache: a whole prompt, or one token a row.
+
+        Args:
+            inputs: int32 `[B, T]`.
+            positions: int32 `[B, T]`, each token's place in its row, which is also its place in the
+                cache. A token sees the places up to its own, so what was written beyond it (padding of
+                a shorter prompt) is never seen before it is overwritten.
+            cache: of `make_cache`.
+
+        Returns:
+            `[B, T, D]`, and the cache with these tokens in it.
+
+        Raises:
+            InputError: a mask lets tokens see what is not there yet.
+        """
+        for mask in self.masks:
+            if mask != masks.Causal():
+                raise InputError(
+                    f'config.model.attention = {self.config.attention} sees tokens to come, and cannot '
+                    "generate. Did you mean ('causal',)?"
+                )
+        return self._run(inputs, positions, None, positions, cache, True)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 `[..., V]` of `[..., D]`; V is `padded_vocab_size`."""
+        c = self.config
+        logits = self.embed.attend(hidden) if c.tie_embeddings else self.head(hidden)
+        if c.logit_softcap:
+            logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+        return logits
+
+    def make_cache(self, batch: int, length: int) -> Cache:
+        """Returns an empty cache for `batch` rows of at most `length` tokens."""
+        c = self.config
+        _, groups, width = head_sizes(c)
+        pattern = len(self.masks)
+        shape = (c.num_layers // pattern, batch, length, groups, width)
+        layer = {name: jnp.zeros(shape, jnp.dtype(c.dtype)) for name in ('key', 'value')}
+        return layer if pattern == 1 else {f'block_{i}': layer for i in range(pattern)}
+
+    def _run(
+        self,
+        inputs: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array | None,
+        places: jax.Array | None,
+        cache: Cache | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Cache | None]:
+        c = self.config
+        x, angles = self._embed(inputs, positions)
+        x = self.dropout(x, deterministic=deterministic)
+        if cache is None:
+            x = constrain(x, (ROWS, 'sequence', None))
+
+        def layer(block: nn.Module, x: jax.Array, cache: Cache | None):
+            return block(x, angles, segments, places, cache, deterministic)
+
+        if c.remat != 'none' and cache is None:
+            # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
+            layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
+        length = c.num_layers // len(self.masks)
+        layers = nn.scan(
+            layer,
+            variable_axes={'params': 0},
+            split_rngs={'params': True, 'dropout': True},
+            length=length,
+            unroll=1 if c.scan_layers else length,
+        )
+        x, cache = layers(self.layers, x, cache)
+        return (self.final_norm(x) if c.norm_placement == 'pre' else x), cache
+
+    def _embed(self, inputs: jax.Array, positions: jax.Array):
+        """Returns `[B, T, D]` with absolute positions in it, and the angles of rotary ones."""
+        c = self.config
+        x = self.embed(inputs)
+        match c.position:
+            case 'learned':
+                if inputs.shape[1] > self.max_length:
+                    raise InputError(
+                        f'{inputs.shape[1]} tokens in a row are more than the {self.max_length} that '
+                        "config.model.position = 'learned' was made for."
+                    )
+                return x + self.position(positions), None
+            case 'sinusoidal':
+                # The waves have an amplitude of 1; the paper scales embeddings up to meet them.
+                waves = sinusoids(positions, c.embed_dim)
+                return x * c.embed_dim**0.5 + waves.astype(x.dtype), None
+            case 'rotary':
+                return x, rotary_angles(positions, c, head_sizes(c)[2])
+        return x, None

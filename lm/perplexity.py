@@ -1,0 +1,93 @@
+"""Perplexity over whole splits, each token scored once."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from lm import mesh
+from lm.data import features, pipeline
+from lm.run import Run
+
+# Long evaluations show a bar.
+Bar = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    """Shows progress on stderr where it is a terminal."""
+    from tqdm.auto import tqdm
+
+    return tqdm(items, total=total, desc=label, disable=None, leave=False, unit='batch')
+
+
+def perplexity(
+    run: Run,
+    params: Any,
+    split: features.TokenizedSplit,
+    batches: int = 0,
+    label: str = 'evaluate',
+) -> dict[str, float | None]:
+    """Returns the perplexity of a split and its relatives.
+
+    Args:
+        run: the run.
+        params: the parameters to evaluate.
+        split: tokens of the split.
+        batches: at most so many batches; 0 is the whole split.
+        label: of the progress bar.
+
+    Returns:
+        `loss` nats a token, `perplexity` = exp(total nats / total tokens), `accuracy` of the likeliest
+        token, `tokens` (the end of each document is one, its beginning is not), and of the whole split
+        also `bits_per_byte` = total nats / ln 2 / UTF-8 bytes of the text, `word_perplexity` =
+        exp(total nats / words) with words separated by white space (as lm-evaluation-harness has it),
+        `words`, `bytes`; of a part of it these are None.
+    """
+    config = run.config
+    rows = config.eval.batch_size or config.data.batch_size
+    dataset = pipeline.eval_dataset(
+        split,
+        config.data,
+        run.objective,
+        stride=config.eval.stride,
+        batch_size=rows,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+    )
+    count = min(batches, len(dataset)) if batches else len(dataset)
+    ahead = mesh.prefetch(
+        (dataset[i] for i in range(count)), config.data.prefetch, lambda b: mesh.put(b, run.mesh)
+    )
+    nats = tokens = correct = 0.0
+    pending: list[Any] = []
+    with jax.set_mesh(run.mesh):
+        for batch in bar(ahead, count, label):
+            pending.append(run.steps.evaluate(params, batch))
+            if len(pending) > 1:  # one batch late, so that the device never waits
+                nats, tokens, correct = _add((nats, tokens, correct), pending.pop(0))
+        for sums in pending:
+            nats, tokens, correct = _add((nats, tokens, correct), sums)
+    whole = count == len(dataset)
+    return {
+        'loss': nats / tokens,
+        'perplexity': _exp(nats / tokens),
+        'bits_per_byte': nats / math.log(2) / split.num_bytes if whole else None,
+        'word_perplexity': _exp(nats / split.num_words) if whole and split.num_words else None,
+        'accuracy': correct / tokens,
+        'tokens': int(tokens),
+        'words': split.num_words if whole else None,
+        'bytes': split.num_bytes if whole else None,
+    }
+
+
+def _add(totals: tuple[float, float, float], sums: dict[str, Any]) -> tuple[float, float, float]:
+    sums = jax.device_get(sums)
+    return tuple(
+        total + float(sums[name])
+        for total, name in zip(totals, ('nats', 'weight', 'correct'), strict=True)
+    )
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf

@@ -1,0 +1,276 @@
+"""The step: pure functions of a state and a batch, compiled once over the mesh.
+
+A loss is a function `loss(params, batch, rng) -> (sum, weight, sums)`: the sum over tokens of what is
+minimised, the weight that makes it a mean, and further sums to report. Sums add up exactly over
+micro-batches, hosts and ragged last batches; a mean of means would not. Without an rng it is the loss of
+evaluation: no dropout, no label smoothing, no z-loss.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm import losses, mesh, tree
+from lm.config import Config
+from lm.models.decoder import Decoder
+
+Batch = dict[str, jax.Array]
+Loss = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that the next step depends on.
+
+    Attributes:
+        step: int32 [], steps done, skipped ones included.
+        params: float32 tree.
+        opt_state: optax's state.
+        ema: the moving average of the parameters, or an empty tuple when it is off.
+        rng: uint32 key data, never advanced: each step folds its number in.
+        skipped: int32 [], steps skipped for a gradient that was not finite.
+        skipped_in_a_row: int32 [], of these, the latest without a good one after them.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+    rng: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def language_model_loss(model: Decoder, config: Config, device_mesh: Mesh) -> Loss:
+    """Returns the cross-entropy of a language model over the batch contract."""
+
+    def loss(params: Any, batch: Batch, rng: jax.Array | None) -> Any:
+        variables, training = {'params': params}, rng is not None
+        hidden = model.apply(  # [B, T, D]
+            variables,
+            batch['inputs'],
+            positions=batch['positions'],
+            segment_ids=batch['segment_ids'] if config.data.packing else None,
+            deterministic=not training,
+            rngs={'dropout': rng} if training else None,
+            method='hidden',
+        )
+        rows, length = batch['targets'].shape
+        return losses.chunked_cross_entropy(
+            lambda h: model.apply(variables, h, method='logits'),
+            hidden,
+            batch['targets'],
+            batch['loss_weights'],
+            chunks=losses.chunks_for(
+                rows // mesh.row_shards(device_mesh),
+                length // device_mesh.shape['sequence'],
+                model.padded_vocab_size // device_mesh.shape['tensor'],
+                config.loss.max_logits_mb,
+            ),
+            label_smoothing=config.loss.label_smoothing if training else 0.0,
+            z_loss=config.loss.z_loss if training else 0.0,
+        )
+
+    return loss
+
+
+def init_state(
+    model: Decoder, optimizer: optax.GradientTransformation, config: Config, seed: int
+) -> TrainState:
+    """Returns the state before the first step. Traceable."""
+    key = jax.random.key(seed)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = model.init(key, tokens)['params']
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else (),
+        rng=jax.random.key_data(jax.random.fold_in(key, 1)),
+        skipped=jnp.int32(0),
+        skipped_in_a_row=jnp.int32(0),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    accumulation: int,
+    ema_decay: float,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Takes one optimizer step. Pure.
+
+    A step whose gradient is not finite changes nothing but the counters.
+
+    Args:
+        state: before the step.
+        batch: fields [B, T] of the batch contract.
+        loss: see the module's docstring.
+        optimizer: the whole chain from gradient to update.
+        accumulation: the batch goes through the model in so many equal parts; the result is the same.
+        ema_decay: of the moving average; 0 is off.
+
+    Returns:
+        The state after it, and metrics as float32 scalars: the loss's sums divided by their weight
+        (nats a token), `grad_norm`, `weight`, `skipped`, `skipped_in_a_row`.
+    """
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    weight = jnp.maximum(jnp.sum(batch['loss_weights']), 1.0)
+    grads, sums = _gradient(state.params, batch, rng, weight, loss, accumulation)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums['loss'])
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = (
+        jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, state.ema, params)
+        if ema_decay
+        else ()
+    )
+    params, opt_state, ema = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state, ema),
+        (state.params, state.opt_state, state.ema),
+    )
+    new = TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=ema,
+        rng=state.rng,
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
+    metrics = {name: total / weight for name, total in sums.items()} | {
+        'grad_norm': grad_norm,
+        'weight': weight,
+        'skipped': new.skipped,
+        'skipped_in_a_row': new.skipped_in_a_row,
+    }
+    return new, metrics
+
+
+def _gradient(
+    params: Any, batch: Batch, rng: jax.Array, weight: jax.Array, loss: Loss, parts: int
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Returns the gradient of the mean loss, and the sums, over `parts` micro-batches."""
+
+    def mean(params: Any, part: Batch, rng: jax.Array) -> Any:
+        total, _, sums = loss(params, part, rng)
+        return total / weight, sums | {'loss': total}
+
+    gradient = jax.grad(mean, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch, rng)
+
+    # Part i takes every parts-th row, so that each device keeps rows that it already has.
+    batch = jax.tree.map(
+        lambda x: mesh.constrain(
+            x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
+            (None, mesh.ROWS, 'sequence'),
+        ),
+        batch,
+    )
+
+    def body(total: Any, inputs: Any) -> Any:
+        index, part = inputs
+        return jax.tree.map(
+            jnp.add, total, gradient(params, part, jax.random.fold_in(rng, index))
+        ), ()
+
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], batch), rng)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(body, zeros, (jnp.arange(parts), batch))[0]
+
+
+def eval_step(params: Any, batch: Batch, *, loss: Loss) -> dict[str, jax.Array]:
+    """Returns sums over a batch: those of the loss, without dropout or smoothing, and `weight`."""
+    total, weight, sums = loss(params, batch, None)
+    return sums | {'loss': total, 'weight': weight}
+
+
+def gradient_norms(params: Any, batch: Batch, rng: jax.Array, *, loss: Loss) -> Any:
+    """Returns the norm of each parameter's gradient, for a post-mortem."""
+    grads = jax.grad(lambda p: loss(p, batch, rng)[0])(params)
+    return jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))), grads)
+
+
+class Steps:
+    """The functions above for one config, compiled over its mesh.
+
+    Attributes:
+        model: the model.
+        shapes: the state as `jax.ShapeDtypeStruct`s with shardings.
+        init: `() -> state`.
+        train: `(state, batch) -> (state, metrics)`. The state is donated.
+        evaluate: `(params, batch) -> sums`.
+        norms: `(params, batch, rng) -> gradient norms`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        vocab_size: int,
+        device_mesh: Mesh,
+        optimizer: optax.GradientTransformation,
+    ):
+        self.model = Decoder(config.model, vocab_size, config.data.length)
+        loss = language_model_loss(self.model, config, device_mesh)
+
+        def init() -> TrainState:
+            return init_state(self.model, optimizer, config, config.seed)
+
+        shapes = jax.eval_shape(init)
+        shardings = mesh.state_shardings(shapes, shapes.params, device_mesh)
+        replicated = NamedSharding(device_mesh, P())
+        rows = mesh.batch_sharding(device_mesh)
+
+        def step(state: TrainState, batch: Batch) -> Any:
+            return train_step(
+                state,
+                batch,
+                loss=loss,
+                optimizer=optimizer,
+                accumulation=config.optimizer.accumulation,
+                ema_decay=config.optimizer.ema_decay,
+            )
+
+        self.shapes = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        self.init = jax.jit(init, out_shardings=shardings)
+        self.train = jax.jit(
+            step,
+            in_shardings=(shardings, rows),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+        )
+        self.evaluate = jax.jit(
+            lambda params, batch: eval_step(params, batch, loss=loss),
+            in_shardings=(shardings.params, rows),
+            out_shardings=replicated,
+        )
+        self.norms = jax.jit(
+            lambda params, batch, rng: gradient_norms(params, batch, rng, loss=loss)
+        )
+
+    @property
+    def parameters(self) -> int:
+        """The number of the model's parameters."""
+        return tree.size(self.shapes.params)
+
+
+def evaluated_params(state: TrainState) -> Any:
+    """Returns the parameters to evaluate: the moving average where there is one."""
+    return state.ema if jax.tree.leaves(state.ema) else state.params

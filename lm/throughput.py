@@ -1,0 +1,91 @@
+"""How fast a run is: tokens a second, and the share of the chip's peak that it reaches (MFU)."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lm.config import ModelConfig
+
+# Dense bf16 matrix products, FLOP/s a device (for TPU v2 to v4 and v7x as JAX counts devices), from the
+# vendors' data sheets, by a part of `device_kind`. The first that matches counts.
+PEAK_FLOPS = (
+    ('TPU v6', 918e12),
+    ('TPU v5 lite', 197e12),
+    ('TPU v5e', 197e12),
+    ('TPU v5', 459e12),
+    ('TPU v4', 275e12),
+    ('H200', 990e12),
+    ('H100', 990e12),
+    ('A100', 312e12),
+    ('L4', 121e12),
+    ('T4', 65e12),
+)
+
+
+def peak_flops(device: Any) -> float | None:
+    """Returns a device's peak rate for dense bf16 products, or None where it is not known (CPU)."""
+    return next((rate for name, rate in PEAK_FLOPS if name in device.device_kind), None)
+
+
+def flops_per_token(parameters: int, model: ModelConfig, length: int, vocab_size: int) -> float:
+    """Returns the FLOPs of one token's training step, as PaLM counts (arXiv 2204.02311, appendix B).
+
+    6 for each parameter in a matrix product, and 12 N D T for attention, counting the full square even
+    where it is causal. An embedding that is only looked up does no product: it counts if it is tied.
+    """
+    looked_up = 0 if model.tie_embeddings else vocab_size * model.embed_dim
+    if model.position == 'learned':
+        looked_up += length * model.embed_dim
+    return 6 * (parameters - looked_up) + 12 * model.num_layers * model.embed_dim * length
+
+
+class Meter:
+    """Tokens a second between readings, leaving out pauses (evaluation, checkpoints, compilation)."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._paused = 0.0
+        self._tokens = 0.0
+        self._steps = 0
+        self.rates: list[float] = []
+        self.step_seconds: list[float] = []
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out the time spent inside."""
+        start = self._clock()
+        yield
+        self._paused += self._clock() - start
+
+    def restart(self) -> None:
+        """Begins to count anew, as after the first step, whose time is compilation."""
+        self._start, self._paused, self._tokens, self._steps = self._clock(), 0.0, 0.0, 0
+
+    def add(self, tokens: float) -> None:
+        """Counts a step of so many target tokens."""
+        self._tokens += tokens
+        self._steps += 1
+
+    def read(self) -> float | None:
+        """Returns tokens a second since the last reading, or None if no step was counted."""
+        seconds = self._clock() - self._start - self._paused
+        if not self._steps or seconds <= 0:
+            return None
+        self.rates.append(self._tokens / seconds)
+        self.step_seconds.append(seconds / self._steps)
+        self.restart()
+        return self.rates[-1]
+
+    def summary(self, flops_per_token: float, devices: list[Any]) -> dict[str, float | None]:
+        """Returns medians over the readings: `tokens_per_second`, `step_seconds_median`, `mfu`."""
+        if not self.rates:
+            return {'tokens_per_second': None, 'step_seconds_median': None, 'mfu': None}
+        rate, peak = statistics.median(self.rates), peak_flops(devices[0])
+        return {
+            'tokens_per_second': rate,
+            'step_seconds_median': statistics.median(self.step_seconds),
+            'mfu': rate * flops_per_token / (peak * len(devices)) if peak else None,
+        }

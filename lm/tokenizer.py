@@ -1,0 +1,310 @@
+"""Text to integers and back: sentencepiece (unigram, BPE), bytes, characters.
+
+All kinds share four special ids and one promise: what this file trains is lossless, so that
+`decode(encode(text)) == text` and numbers such as bits per byte mean the same for every tokenizer. (A
+tokenizer without byte fallback keeps it for the characters it knows.)
+"""
+
+import functools
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import sentencepiece
+
+from lm.config import TokenizerConfig
+from lm.errors import InputError, lookup
+
+PAD, BOS, EOS, UNK = SPECIALS = range(4)
+
+# Fixed, because sums over threads round differently with another number of threads.
+_TRAIN_THREADS = 8
+# Characters. Below sentencepiece's limit of 4192 bytes a line, above which it drops the line.
+_TRAIN_LINE = 1000
+# About 2,000 characters and the rest of the line.
+_PART = re.compile(r'.{1,2000}[^\n]*\n?', re.DOTALL)
+# Sentencepiece writes a space as U+2581, so a U+2581 of the text itself goes through its bytes.
+_META_SPACE = '\u2581'
+
+
+class Tokenizer:
+    """What every kind offers.
+
+    Attributes:
+        kind: the entry in `KINDS`.
+        vocab_size: number of ids; ids are 0 <= id < vocab_size.
+        fingerprint: SHA-256, hexadecimal, of all that decides the ids.
+        splits_at_newlines: a text cut after a newline has the ids of its parts (or others as good,
+            where segmentations tie), so that a long one may be encoded in parts.
+    """
+
+    kind: ClassVar[str] = ''
+    file: ClassVar[str] = 'tokenizer.json'
+    vocab_size: int
+    fingerprint: str
+    splits_at_newlines: bool = True
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of the text, int32 [tokens], without BOS and EOS."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """Returns the text of the ids.
+
+        Special ids, and ids outside the vocabulary (a model's may be padded), stand for no text.
+        Bytes that are not UTF-8, as at the cut end of a sample, become U+FFFD.
+        """
+        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64).reshape(-1)
+        return self._decode(ids[(ids >= len(SPECIALS)) & (ids < self.vocab_size)])
+
+    def save(self, workdir: str | Path) -> Path:
+        """Writes the tokenizer into a folder and returns the file; `load` reads it back."""
+        path = Path(workdir) / self.file
+        path.write_bytes(self._serialized())
+        return path
+
+    def _decode(self, ids: np.ndarray) -> str:
+        raise NotImplementedError
+
+    def _serialized(self) -> bytes:
+        raise NotImplementedError
+
+
+class Bytes(Tokenizer):
+    """Id = byte of the UTF-8 text + 4: 260 ids, nothing to train, nothing unknown."""
+
+    kind = 'bytes'
+    vocab_size = len(SPECIALS) + 256
+
+    def __init__(self):
+        self.fingerprint = hashlib.sha256(self._serialized()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + len(SPECIALS)
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return (ids - len(SPECIALS)).astype(np.uint8).tobytes().decode(errors='replace')
+
+    def _serialized(self) -> bytes:
+        return json.dumps({'kind': self.kind}).encode()
+
+
+class Chars(Tokenizer):
+    """Id = rank of the character among the sorted distinct ones + 4; others are UNK."""
+
+    kind = 'chars'
+
+    def __init__(self, characters: str):
+        self.characters = ''.join(sorted(set(characters)))
+        self.vocab_size = len(SPECIALS) + len(self.characters)
+        self.fingerprint = hashlib.sha256(self._serialized()).hexdigest()
+        self._points = _points(self.characters)
+        # One entry more than the largest character, for all that are larger still.
+        self._ids = np.full(int(self._points.max(initial=0)) + 2, UNK, np.int32)
+        self._ids[self._points] = np.arange(len(SPECIALS), self.vocab_size)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self._ids[np.minimum(_points(text), len(self._ids) - 1)]
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._points[ids - len(SPECIALS)].tobytes().decode('utf-32-le')
+
+    def _serialized(self) -> bytes:
+        return json.dumps({'kind': self.kind, 'characters': self.characters}).encode()
+
+
+def _points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode('utf-32-le'), np.uint32)
+
+
+class SentencePiece(Tokenizer):
+    """A sentencepiece model, trained here or by others.
+
+    The special ids of a model trained elsewhere may stand anywhere or be missing: its other pieces
+    are then renumbered from 4 on, in their order. Models trained here keep their numbers.
+    """
+
+    file = 'tokenizer.model'
+
+    def __init__(self, model: bytes):
+        """Reads a serialized model. Raises RuntimeError if it is none."""
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        processor, count = self._processor, self._processor.vocab_size()
+        special = np.array(
+            [processor.is_control(i) or processor.is_unknown(i) for i in range(count)]
+        )
+        self._native = np.concatenate([np.full(len(SPECIALS), -1), np.flatnonzero(~special)])
+        self._ours = np.full(count, UNK, np.int32)
+        self._ours[self._native[len(SPECIALS) :]] = np.arange(len(SPECIALS), len(self._native))
+        self.vocab_size = len(self._native)
+        self.splits_at_newlines = False  # While that is found out.
+        parts = [self._ids(text).tolist() for text in ('a', '\n', ' a', 'a\n a')]
+        self.splits_at_newlines = parts[0] + parts[1] + parts[2] == parts[3]
+        pieces = [processor.piece_to_id(f'<0x{byte:02X}>') for byte in _META_SPACE.encode()]
+        exact = all(map(processor.is_byte, pieces)) and self.decode(self._ids(' a ')) == ' a '
+        # Int32 [3], or None for a model without bytes or with spaces of its own between parts.
+        self._meta_space = self._ours[pieces] if exact else None
+
+    @functools.cached_property
+    def kind(self) -> str:
+        """`bpe` scores a piece by its rank, a whole number; `unigram` by its log probability."""
+        scores = (self._processor.get_score(int(i)) for i in self._native[len(SPECIALS) :])
+        return 'bpe' if all(score == int(score) for score in scores) else 'unigram'
+
+    def encode(self, text: str) -> np.ndarray:
+        if self._meta_space is None or _META_SPACE not in text:
+            return self._ids(text)
+        first, *rest = (self._ids(part) for part in text.split(_META_SPACE))
+        return np.concatenate([first, *(x for part in rest for x in (self._meta_space, part))])
+
+    def _ids(self, text: str) -> np.ndarray:
+        # In parts: over a long text the processor's float32 sums of scores lose their last digits,
+        # and its BPE slows down.
+        parts = _PART.findall(text) if self.splits_at_newlines else [text]
+        if len(parts) < 2:
+            return self._ours[self._processor.encode(text, out_type='numpy')]
+        return self._ours[np.concatenate(self._processor.encode(parts, out_type='numpy'))]
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._processor.decode(self._native[ids].tolist())
+
+    def _serialized(self) -> bytes:
+        return self._model
+
+
+def _build_sentencepiece(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Trains a model that loses nothing: no normalisation, no added or removed spaces."""
+    lines = _sample(texts(), spec.train_bytes)
+    if not lines:
+        raise InputError('the tokenizer has no text to train on: config.data.train is empty.')
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type=spec.kind,
+            vocab_size=spec.vocab_size,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNK,
+            byte_fallback=spec.byte_fallback,
+            # Without byte fallback every character is worth a piece: else it is unknown.
+            character_coverage=0.9995 if spec.byte_fallback else 1.0,
+            normalization_rule_name='identity',
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=['\n', '\t'],
+            num_threads=_TRAIN_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(_training_failed(spec.vocab_size, str(error))) from None
+    return SentencePiece(model.getvalue())
+
+
+def _sample(texts: Iterable[str], limit: int) -> list[str]:
+    """Returns lines of the texts, evenly spread, of `limit` / 2 to `limit` bytes if there are more."""
+    kept, total, step = [], 0, 1
+    for number, line in enumerate(line for text in texts for line in _lines(text)):
+        if number % step:
+            continue
+        kept.append(line)
+        total += len(line.encode())
+        while total > limit and len(kept) > 1:
+            kept, step = kept[::2], 2 * step
+            total = sum(len(line.encode()) for line in kept)
+    return kept
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in text.split('\n'):
+        for start in range(0, len(line), _TRAIN_LINE):
+            yield line[start : start + _TRAIN_LINE]
+
+
+def _training_failed(vocab_size: int, message: str) -> str:
+    """Returns one line for what sentencepiece's trainer says in its own terms."""
+    place = f'config.tokenizer.vocab_size = {vocab_size}'
+    if most := re.search(r'too high.*value <= (\d+)', message):
+        return (
+            f'{place} is more than the training text allows; the largest that works is {most[1]}.'
+        )
+    if least := re.search(r'smaller than required_chars\. \d+ vs (\d+)', message):
+        return (
+            f'{place} is less than the characters and special ids of the training text need; '
+            f'the smallest that works is {least[1]}.'
+        )
+    return f'{place}: sentencepiece cannot train on this text ({message.strip()}).'
+
+
+# Kind -> the function that makes one from (config, texts).
+KINDS: dict[str, Callable[[TokenizerConfig, Callable[[], Iterable[str]]], Tokenizer]] = {
+    'unigram': _build_sentencepiece,
+    'bpe': _build_sentencepiece,
+    'bytes': lambda spec, texts: Bytes(),
+    'chars': lambda spec, texts: Chars(''.join(set().union(*map(set, texts())))),
+}
+
+
+def build(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Returns the tokenizer of a config, trained on the texts where it needs training.
+
+    Args:
+        spec: the config; with a `path`, the file given is used as it is and its kind is the file's.
+        texts: called without arguments for one pass over the training text, such as
+            `source.documents`. Not called when nothing is to be trained.
+
+    Raises:
+        InputError: the kind is unknown, the path is no tokenizer, there is no text, or the
+            vocabulary size does not fit the text.
+    """
+    maker = lookup(KINDS, spec.kind, 'config.tokenizer.kind')
+    if spec.path:
+        return _read(Path(spec.path), 'config.tokenizer.path')
+    tokenizer = maker(spec, texts)
+    if tokenizer.vocab_size == len(SPECIALS):
+        raise InputError('the tokenizer has no text to train on: config.data.train is empty.')
+    return tokenizer
+
+
+# What `Tokenizer.save` writes, one of them.
+FILES = (SentencePiece.file, Tokenizer.file)
+
+
+def load(workdir: str | Path) -> Tokenizer:
+    """Returns the tokenizer that `Tokenizer.save` wrote into the folder.
+
+    Raises:
+        InputError: the folder has none, or it cannot be read.
+    """
+    for name in FILES:
+        if (Path(workdir) / name).exists():
+            return _read(Path(workdir) / name, 'tokenizer')
+    raise InputError(f"'{workdir}' holds no tokenizer ({SentencePiece.file} or {Tokenizer.file}).")
+
+
+def _read(path: Path, place: str) -> Tokenizer:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{place} = '{path}' cannot be read: {error.strerror}.") from None
+    try:
+        if path.suffix != '.json':
+            return SentencePiece(data)
+        fields = json.loads(data)
+        return Bytes() if fields['kind'] == Bytes.kind else Chars(fields['characters'])
+    except (RuntimeError, ValueError, KeyError, TypeError):
+        raise InputError(f"{place} = '{path}' is not a tokenizer: the file is damaged.") from None

@@ -1,0 +1,297 @@
+"""Training: build, restore, loop, report. Reads from top to bottom."""
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lm import config as configs
+from lm import mesh, report, throughput, tree
+from lm import run as runs
+from lm.checkpoint import Checkpoints
+from lm.data import pipeline
+from lm.errors import RunStopped
+from lm.inference import LanguageModel
+from lm.perplexity import perplexity
+from lm.run import Run
+from lm.step import TrainState, evaluated_params
+from lm.writer import MetricsWriter, Progress, atomic_write
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains what a config describes, or goes on where an earlier start in the workdir ended.
+
+    Args:
+        config: from a config file's `get_config()`, with any overrides.
+        workdir: the run's folder: config, tokenizer, checkpoints, metrics and report.
+
+    Returns:
+        The report, as in `report.json`; `finished` is False if the process was asked to stop (SIGTERM).
+
+    Raises:
+        InputError: something in the config, the data or the workdir is wrong.
+        RunStopped: too many steps in a row had a gradient that was not finite.
+    """
+    started = time.time()
+    config = configs.parse(config)
+    workdir = Path(workdir)
+    runs.check_mesh(config)
+    runs.open_workdir(workdir, config)
+    with runs.lock(workdir):
+        # ---------------------------------------------------------------- build
+        text = runs.build_tokenizer(config, workdir)
+        run = runs.build(config, text)
+        splits = runs.tokenized_splits(config, text)
+        dataset = pipeline.train_dataset(
+            splits['train'],
+            config.data,
+            run.objective,
+            config.seed,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+        # -------------------------------------------------------------- restore
+        checkpoints = Checkpoints(workdir, config.checkpoint)
+        restored = checkpoints.restore(run.steps.shapes)
+        if restored:
+            step, state, data_state = restored
+        else:
+            with jax.set_mesh(run.mesh):
+                step, state, data_state = 0, run.steps.init(), {'next_index': 0}
+        event = 'resume' if restored else 'start'
+        runs.add_history(
+            workdir, event, step, devices=jax.device_count(), mesh=dict(run.mesh.shape)
+        )
+        # ----------------------------------------------------------------- loop
+        loop = Loop(run, workdir, splits, dataset, checkpoints, step)
+        state, step = loop.run(state, data_state['next_index'])
+        checkpoints.close()
+        # --------------------------------------------------------------- report
+        return finish(loop, state, step, time.time() - started)
+
+
+@dataclasses.dataclass
+class Pending:
+    """Metrics that are still on the device."""
+
+    step: int
+    index: int
+    metrics: dict[str, jax.Array]
+
+
+class Loop:
+    """The training loop of one process."""
+
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        splits: dict[str, Any],
+        dataset: Any,
+        checkpoints: Checkpoints,
+        start: int,
+    ) -> None:
+        self.run_, self.workdir, self.splits = run, workdir, splits
+        self.config, self.dataset, self.checkpoints = run.config, dataset, checkpoints
+        self.start = start
+        self.meter = throughput.Meter()
+        self.stop = threading.Event()
+        self.writer: MetricsWriter
+        self.progress: Progress
+
+    def run(self, state: TrainState, next_index: int) -> tuple[TrainState, int]:
+        """Takes the steps that are left. Returns the last state and its step.
+
+        The device is never waited for: a step is dispatched before the metrics of the one before it are
+        fetched, batches are put on the device ahead, and checkpoints are written in the background.
+        """
+        config, step = self.config, self.start
+        batches = mesh.prefetch(
+            pipeline.batches(self.dataset, next_index),
+            config.data.prefetch,
+            lambda item: (item[0], mesh.put(item[1], self.run_.mesh)),
+        )
+        pending = None
+        with (
+            MetricsWriter(self.workdir, config.log, step) as self.writer,
+            Progress(config.train.steps, step) as self.progress,
+            _stop_on_signal(self.stop),
+            jax.set_mesh(self.run_.mesh),
+        ):
+            while step < config.train.steps and not self.stop.is_set():
+                index, batch = next(batches)
+                state, metrics = self.run_.steps.train(state, batch)
+                step += 1
+                if pending:
+                    self.record(pending, state)
+                pending = Pending(step, index, metrics)
+
+                last = step == config.train.steps or self.stop.is_set()
+                evaluates = 'valid' in self.splits and (
+                    last or _every(config.train.eval_every, step)
+                )
+                saves = last or _every(config.checkpoint.every, step)
+                if evaluates or saves:
+                    # All that a checkpoint's step measured is written before the checkpoint is.
+                    self.record(pending, state)
+                    pending = None
+                    with self.meter.pause():
+                        loss = (
+                            self.evaluate(state, step)
+                            if evaluates and not self.stop.is_set()
+                            else None
+                        )
+                        if saves:
+                            self.checkpoints.save(step, state, {'next_index': index + 1}, loss)
+            if self.stop.is_set():
+                self.progress.note(f'Asked to stop: saving step {step}.')
+                self.checkpoints.wait()
+        return state, step
+
+    def record(self, pending: Pending, state: TrainState) -> None:
+        """Writes the metrics of a step, and stops the run if too many in a row were skipped."""
+        config = self.config
+        metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+        if pending.step == self.start + 1:
+            self.meter.restart()  # compilation is not speed
+        else:
+            self.meter.add(metrics['weight'])
+        if metrics['skipped_in_a_row'] >= config.train.max_bad_steps:
+            raise RunStopped(self.post_mortem(pending, state, metrics))
+        if not (
+            _every(config.train.log_every, pending.step) or pending.step in (1, config.train.steps)
+        ):
+            return
+        taken = pending.step - 1 - metrics['skipped']
+        values = {
+            'loss': metrics['nats'],
+            'learning_rate': float(self.run_.learning_rate(taken)),
+            'grad_norm': metrics['grad_norm'],
+            'accuracy': metrics['correct'],
+            'skipped': metrics['skipped'],
+        }
+        if config.loss.label_smoothing or config.loss.z_loss:
+            values['objective'] = metrics['loss']
+        shown = {name: values[name] for name in ('loss', 'learning_rate')}
+        if speed := self.meter.read():
+            values['tokens_per_second'] = shown['tokens_per_second'] = speed
+        self.writer.write(pending.step, {f'train/{name}': value for name, value in values.items()})
+        self.progress.update(pending.step, **shown)
+
+    def evaluate(self, state: TrainState, step: int) -> float:
+        """Evaluates `data.valid`, writes the result, and returns the loss."""
+        result = perplexity(
+            self.run_,
+            evaluated_params(state),
+            self.splits['valid'],
+            self.config.eval.batches,
+            'valid',
+        )
+        self.writer.write(
+            step, {f'valid/{k}': result[k] for k in ('loss', 'perplexity', 'accuracy')}
+        )
+        self.progress.note(
+            f'step {step}: validation loss {result["loss"]:.4f} nats a token, '
+            f'perplexity {result["perplexity"]:.2f}'
+        )
+        return result['loss']
+
+    def post_mortem(self, pending: Pending, state: TrainState, metrics: dict[str, float]) -> str:
+        """Writes what is known of the bad step to `nonfinite.json`; returns the line for a person."""
+        batch = mesh.put(self.dataset[pending.index], self.run_.mesh)
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), pending.step - 1)
+        norms = jax.device_get(self.run_.steps.norms(state.params, batch, rng))
+        path = self.workdir / 'nonfinite.json'
+        content = {
+            'step': pending.step,
+            'batch': pipeline.describe(
+                self.splits['train'], self.config.data, self.config.seed, pending.index
+            ),
+            'metrics': {name: repr(value) for name, value in metrics.items()},
+            'gradient_norms': dict(
+                zip(
+                    tree.paths(norms), (repr(float(n)) for n in jax.tree.leaves(norms)), strict=True
+                )
+            ),
+            'parameter_norms': {
+                path: repr(float(np.linalg.norm(np.asarray(leaf, np.float64))))
+                for path, leaf in zip(
+                    tree.paths(state.params), jax.tree.leaves(state.params), strict=True
+                )
+            },
+        }
+        atomic_write(path, json.dumps(content, indent=1) + '\n')
+        return (
+            f'step {pending.step}: the gradient was not finite {self.config.train.max_bad_steps} steps '
+            f'in a row (batch {pending.index}). Norms and the batch are in {path}. '
+            'Lower config.optimizer.learning_rate, or look at the data.'
+        )
+
+
+def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str, Any]:
+    """Evaluates whole splits, samples, and writes the report. Returns it."""
+    run, config, workdir = loop.run_, loop.config, loop.workdir
+    finished = step == config.train.steps
+    event = 'finish' if finished else 'stop'
+    runs.add_history(workdir, event, step, seconds=round(seconds, 1))
+    params = evaluated_params(state)
+    results, samples = {}, []
+    if finished:
+        results = {
+            name: perplexity(run, params, split, label=name)
+            for name, split in loop.splits.items()
+            if name != 'train'
+        }
+        samples = LanguageModel(run, params).samples(config.generate, config.seed)
+    flops = throughput.flops_per_token(
+        run.steps.parameters, config.model, config.data.length, run.tokenizer.vocab_size
+    )
+    written = {
+        'name': workdir.name,
+        'steps': step,
+        'parameters': run.steps.parameters,
+        'seconds': seconds,
+        'finished': finished,
+        'splits': results,
+        'tasks': {},
+        'throughput': loop.meter.summary(flops, list(run.mesh.devices.flat)),
+        'curves': report.curves(workdir),
+        'samples': samples,
+        'environment': report.environment(),
+        'config': configs.to_dict(config),
+        'history': runs.read_history(workdir),
+    }
+    if jax.process_index() == 0:
+        report.write(workdir, written, configs.defaults())
+    return written
+
+
+def _every(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+class _stop_on_signal:  # noqa: N801  a context manager, read like a function
+    """Sets an event on SIGTERM, as a preempted machine sends it; a second one kills."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+        self._old: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, *_: Any) -> None:
+        self._event.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)

@@ -1,0 +1,46 @@
+"""Metadata of the package. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name='lm',
+    version='0.1.0',
+    description='Language models in JAX and Flax, from a config to a report one can trust.',
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    python_requires='>=3.11',
+    packages=find_packages(include=['lm', 'lm.*', 'configs', 'configs.*']),
+    install_requires=[
+        'absl-py>=2.1',
+        'array_record>=0.8; sys_platform == "linux"',
+        'flax>=0.12',
+        'grain>=0.2.16',
+        'jax>=0.10',
+        'matplotlib>=3.9',
+        'ml_collections>=1.1',
+        'numpy>=2.0',
+        'optax>=0.2.6',
+        'orbax-checkpoint>=0.12',
+        'sentencepiece>=0.2.1',
+        'tensorboardX>=2.6.4',
+        'tensorflow-datasets>=4.9.8',
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]>=0.10'],
+        'cuda12': ['jax[cuda12]>=0.10'],
+        'cuda13': ['jax[cuda13]>=0.10'],
+        'notebook': ['ipywidgets>=8.1', 'jupyterlab>=4.2'],
+        'wandb': ['wandb>=0.18'],
+        'experiments': ['nltk>=3.9'],
+        'test': [
+            'hypothesis>=6.100',
+            'nltk>=3.9',
+            'pytest>=8.3',
+            'pytest-xdist>=3.6',
+            'ruff>=0.11',
+        ],
+    },
+)

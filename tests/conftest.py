@@ -1,0 +1,23 @@
+"""Tests run on CPU, with 8 virtual devices, and with a token cache of their own."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['LM_CACHE_DIR'] = os.environ.get('LM_TEST_CACHE_DIR') or tempfile.mkdtemp()
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def shared_data(monkeypatch):
+    """The folder of real data sets; skips where there is none, except in CI."""
+    folder = Path(os.environ.get('LM_DATA_DIR', ROOT / '../shared/data')).resolve()
+    if not folder.is_dir() and not os.environ.get('CI'):
+        pytest.skip(f'needs the data sets of $LM_DATA_DIR, and {folder} does not exist')
+    monkeypatch.setenv('LM_DATA_DIR', str(folder))
+    return folder

@@ -1,0 +1,223 @@
+"""Decoding against the full forward pass, and sampling against distributions written out by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lm import config, decode, mesh, tree
+from lm.decode import Sampling, filter_logits, generate, sample
+from lm.errors import InputError
+from lm.models.decoder import Decoder
+
+BASE = dataclasses.replace(
+    config.parse(base.get_config()).model, num_layers=2, embed_dim=16, num_heads=4, vocab_multiple=8
+)
+VOCAB, LENGTH = 13, 64
+GREEDY = Sampling(temperature=0.0)
+PROMPTS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [7, 0, 0, 0, 0]], np.int32)
+LENGTHS = np.array([5, 3, 1], np.int32)
+
+
+def make(length=LENGTH, **changes):
+    model = Decoder(dataclasses.replace(BASE, **changes), VOCAB, length)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        center = 1.0 if path.endswith('scale') else 0.0
+        return jnp.asarray(center + 0.5 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return model, tree.map_with_path(draw, shapes)
+
+
+def run(model, params, prompts=PROMPTS, lengths=LENGTHS, seed=0, **options):
+    options = {'max_tokens': 10, 'sampling': GREEDY, 'stop': (), **options}
+    return generate(model, params, prompts, lengths, jax.random.key(seed), **options)
+
+
+def repeated_argmax(model, params, prompt, count):
+    """Greedy by full forward passes; a row of `max_length` tokens goes on from its last half."""
+    apply = jax.jit(model.apply)
+    row, made = list(prompt), []
+    while len(made) < count:
+        if len(row) >= model.max_length:
+            row = row[-(model.max_length // 2) :]
+        padded = np.zeros((1, model.max_length), np.int32)
+        padded[0, : len(row)] = row
+        logits = apply({'params': params}, padded)[0, len(row) - 1, :VOCAB]
+        made.append(int(np.argmax(logits)))
+        row.append(made[-1])
+    return made
+
+
+@pytest.mark.parametrize('changes', [{}, {'position': 'learned'}, {'position': 'alibi'}])
+def test_greedy_is_argmax_repeated(changes):
+    model, params = make(**changes)
+    got, counts = run(model, params)
+    assert got.shape == (3, 10)
+    np.testing.assert_array_equal(counts, [10, 10, 10])
+    for tokens, prompt, length in zip(got, PROMPTS, LENGTHS, strict=True):
+        assert tokens.tolist() == repeated_argmax(model, params, prompt[:length], 10)
+    assert len(np.unique(got)) > 3  # or the test would not see much
+
+
+@pytest.mark.parametrize('position', ['learned', 'rotary'])
+def test_goes_on_past_the_context(position):
+    model, params = make(length=8, position=position)
+    got, _ = run(model, params, max_tokens=21)
+    for tokens, prompt, length in zip(got, PROMPTS, LENGTHS, strict=True):
+        assert tokens.tolist() == repeated_argmax(model, params, prompt[:length], 21)
+
+
+@pytest.mark.parametrize('sampling', [GREEDY, Sampling(0.9, top_k=7, top_p=0.95, min_p=0.01)])
+def test_rows_do_not_see_each_other(sampling):
+    """One row changed: the others stay, also where it makes the window move or a row end."""
+    model, params = make(length=16)
+    first, _ = run(model, params, sampling=sampling, max_tokens=20)
+    prompts = np.concatenate([PROMPTS, PROMPTS[:, ::-1]], axis=1)  # wider padding
+    prompts[0] = 11
+    second, _ = run(model, params, prompts, np.array([10, 3, 1]), sampling=sampling, max_tokens=20)
+    np.testing.assert_array_equal(first[1:], second[1:])
+    assert (first[0] != second[0]).any()
+
+
+def test_one_at_a_time_is_the_same():
+    model, params = make()
+    together, _ = run(model, params)
+    for row in range(3):
+        alone, _ = run(
+            model, params, PROMPTS[row : row + 1, : LENGTHS[row]], LENGTHS[row : row + 1]
+        )
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_stop_tokens_end_rows():
+    model, params = make()
+    free, _ = run(model, params)
+    stops = (int(free[0, 3]), int(free[1, 5]))
+    ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in free]
+    assert min(ends) < 10
+    got, counts = run(model, params, stop=stops)
+    np.testing.assert_array_equal(counts, ends)
+    for row, tokens, end in zip(got, free, ends, strict=True):
+        np.testing.assert_array_equal(row, np.where(np.arange(10) < end, tokens, 0))
+
+
+def test_all_ended_stops_early():
+    model, params = make()
+    steps = []
+    got, counts = run(
+        model, params, stop=tuple(range(VOCAB)), stream=lambda tokens: steps.append(tokens)
+    )
+    assert len(steps) == 1
+    assert (got == 0).all()
+    assert (counts == 0).all()
+
+
+def test_stream_gets_each_step_in_order():
+    model, params = make()
+    steps = []
+
+    def stream(tokens):
+        steps.append(np.array(tokens))
+
+    free, _ = run(model, params)
+    got, counts = run(model, params, stop=(int(free[1, 4]),), stream=stream)
+    shown = np.stack(steps, axis=1)
+    for row, tokens, count in zip(shown, got, counts, strict=True):
+        np.testing.assert_array_equal(row[:count], tokens[:count])
+        assert (row[count:] == -1).all()
+
+
+def test_padding_ids_are_never_drawn():
+    """vocab_multiple adds ids 13, 14, 15; make them by far the likeliest."""
+    model, params = make(tie_embeddings=False)
+    params['head']['kernel'] = params['head']['kernel'].at[:, VOCAB:].multiply(100.0)
+    got, _ = run(model, params, sampling=Sampling(2.0), max_tokens=30)
+    assert got.max() < VOCAB
+
+
+def test_seed_decides():
+    model, params = make()
+    first, second, other = (
+        run(model, params, seed=seed, sampling=Sampling(1.5))[0] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+def test_near_shapes_compile_once():
+    model, params = make()
+    decode._continue.clear_cache()
+    for width, count in ((5, 10), (4, 9), (5, 16)):
+        run(model, params, PROMPTS[:, :width], np.minimum(LENGTHS, width), max_tokens=count)
+    assert decode._continue._cache_size() == 1
+
+
+def test_sharded_parameters():
+    model, params = make()
+    want, _ = run(model, params)
+    devices = mesh.make(config.MeshConfig(data=2, fsdp=2, tensor=2, sequence=1))
+    steps = []
+    with jax.set_mesh(devices):
+        sharded = jax.device_put(params, mesh.parameter_shardings(params, devices))
+        got, _ = run(model, sharded, stream=lambda tokens: steps.append(np.array(tokens)))
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(np.stack(steps, axis=1), want)
+
+
+@pytest.mark.parametrize(
+    ('lengths', 'prompts'), [([0], [[1]]), ([3], [[1, 2]]), ([], np.zeros((0, 1), np.int32))]
+)
+def test_empty_prompts(lengths, prompts):
+    model, params = make()
+    with pytest.raises(InputError, match='at least one token'):
+        run(model, params, np.array(prompts), np.array(lengths, np.int32))
+
+
+PROBABILITIES = np.array([0.05, 0.4, 0.25, 0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ('sampling', 'kept'),
+    [
+        (Sampling(), [0, 1, 2, 3, 4]),
+        (Sampling(top_k=1), [1]),
+        (Sampling(top_k=3), [1, 2, 4]),
+        (Sampling(top_k=99), [0, 1, 2, 3, 4]),
+        (Sampling(top_p=0.39), [1]),
+        (Sampling(top_p=0.41), [1, 2]),
+        (Sampling(top_p=0.8), [1, 2, 4]),
+        (Sampling(top_p=0.0), [1]),
+        (Sampling(min_p=0.45), [1, 2, 4]),
+        (Sampling(min_p=1.0), [1]),
+        # Of 0.95 left, the first three are 0.85: 0.895 of it, not yet 0.9.
+        (Sampling(top_k=4, top_p=0.9), [1, 2, 3, 4]),
+        (Sampling(temperature=0.5, min_p=0.3), [1, 2]),  # squared: 0.16, 0.0625, 0.04
+    ],
+)
+def test_filters_literal(sampling, kept):
+    """What is kept has the probabilities p^(1/temperature), divided by their sum."""
+    got = np.asarray(jax.nn.softmax(filter_logits(jnp.log(PROBABILITIES), sampling)))
+    want = np.where(np.isin(np.arange(5), kept), PROBABILITIES ** (1 / sampling.temperature), 0)
+    np.testing.assert_allclose(got, want / want.sum(), atol=1e-6)
+
+
+def test_sample_follows_the_distribution():
+    logits = jnp.broadcast_to(jnp.log(PROBABILITIES), (20_000, 5))
+    drawn = np.asarray(sample(logits, jax.random.key(0), Sampling(top_k=3)))
+    want = np.array([0, 0.4, 0.25, 0, 0.2]) / 0.85
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 20_000, want, atol=0.02)
+    assert (sample(logits, jax.random.key(0), GREEDY) == 1).all()
+
+
+@pytest.mark.parametrize(
+    'wrong', [{'temperature': -1.0}, {'top_k': -1}, {'top_p': 1.1}, {'min_p': -0.1}]
+)
+def test_sampling_ranges(wrong):
+    with pytest.raises(InputError, match=f'{next(iter(wrong))} = .* is out of range'):
+        Sampling(**wrong)

@@ -1,0 +1,193 @@
+import dataclasses
+import random
+import sys
+from pydoc_data import topics
+
+import numpy as np
+import pytest
+
+from configs import base
+from lm import config, tokenizer
+from lm.errors import InputError
+
+TEXT = (
+    topics.topics['compound'][:30_000]
+    + '\tTabs\tand   spaces.\n\n    Ein Fuß über dem Boden; 一日一善，花好月圆。\n'
+)
+SPEC = dataclasses.replace(config.parse(base.get_config()).tokenizer, vocab_size=400)
+
+
+def make(kind, text=TEXT, **changes):
+    return tokenizer.build(dataclasses.replace(SPEC, kind=kind, **changes), lambda: [text])
+
+
+def random_texts(count):
+    """Texts of the characters that tokenizers trip over: spaces, marks of their own, any plane."""
+    rng = random.Random(0)
+    alphabets = [
+        'ab \n\t',
+        '  \n',
+        '\u2581\u2585\u2047\ufffd\ufeff\x00\r\x85\xa0\u3000\u200d😀🏽日本e\u0301',
+        ['<s>', '</s>', '<unk>', '<0x41>', '\u2581the', ' '],
+        [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000],
+    ]
+    for _ in range(count):
+        yield ''.join(rng.choice(rng.choice(alphabets)) for _ in range(rng.randrange(40)))
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_decode_inverts_encode(kind):
+    made = make(kind)
+    for text in ['', TEXT, *(random_texts(300) if kind != 'chars' else [TEXT[5:77]])]:
+        ids = made.encode(text)
+        assert ids.dtype == np.int32
+        assert ((ids >= 4) & (ids < made.vocab_size)).all()
+        assert made.decode(ids) == text
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_text_may_be_cut_after_newlines(kind):
+    made = make(kind)
+    assert made.splits_at_newlines
+    parts = made.encode_batch(TEXT.splitlines(keepends=True))
+    joined, whole = np.concatenate(parts), made.encode(TEXT)
+    assert made.decode(joined) == TEXT
+    assert len(joined) == len(whole)
+    assert np.mean(joined != whole) < 1e-3  # Ties: two spaces and one, or one and two.
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_saved_is_loaded_the_same(kind, tmp_path):
+    made = make(kind)
+    path = made.save(tmp_path)
+    loaded = tokenizer.load(tmp_path)
+    given = tokenizer.build(dataclasses.replace(SPEC, path=str(path)), list)
+    for other in (loaded, given):
+        assert (
+            (other.kind, other.vocab_size)
+            == (made.kind, made.vocab_size)
+            == (kind, other.vocab_size)
+        )
+        assert other.fingerprint == made.fingerprint
+        np.testing.assert_array_equal(other.encode(TEXT), made.encode(TEXT))
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_training_is_deterministic(kind):
+    assert make(kind).fingerprint == make(kind).fingerprint
+    assert len({make(k).fingerprint for k in tokenizer.KINDS}) == len(tokenizer.KINDS)
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_decode_drops_special_and_unknown_ids(kind):
+    made = make(kind)
+    ids = [tokenizer.BOS, *made.encode('The'), tokenizer.PAD, tokenizer.UNK, tokenizer.EOS, 10**6]
+    assert made.decode(ids) == 'The'
+
+
+def test_bytes_by_hand():
+    made = make('bytes')
+    assert made.vocab_size == 260
+    assert made.encode('Aé').tolist() == [65 + 4, 0xC3 + 4, 0xA9 + 4]
+    assert made.decode([65 + 4, 0xC3 + 4]) == 'A\ufffd'
+
+
+def test_chars_by_hand():
+    made = make('chars', 'cab\n')
+    assert made.vocab_size == 8
+    assert made.encode('abc\nd\x00😀').tolist() == [5, 6, 7, 4, 3, 3, 3]
+
+
+@pytest.mark.parametrize('kind', ['unigram', 'bpe'])
+def test_half_a_character_is_replaced(kind):
+    made = make(kind)
+    ids = made.encode('\U0001f600')
+    assert made.decode(ids[:-1]).strip('\ufffd') == ''
+
+
+def test_without_byte_fallback_others_are_unknown():
+    made = make('unigram', byte_fallback=False, vocab_size=300)
+    assert made.encode('a\U0001f600').tolist()[-1] == tokenizer.UNK
+    assert made.decode(made.encode(TEXT)) == TEXT
+
+
+def test_vocabulary_that_does_not_fit_names_one_that_does():
+    for kind in ('unigram', 'bpe'):
+        for wrong, word in ((100_000, 'largest'), (20, 'smallest')):
+            with pytest.raises(InputError, match=rf'vocab_size = {wrong} .*{word}') as raised:
+                make(kind, vocab_size=wrong)
+            right = int(str(raised.value).rstrip('.').split()[-1])
+            assert make(kind, vocab_size=right).vocab_size == right
+
+
+def test_sample_is_spread_over_all_the_text():
+    lines = [f'{i:09d}' for i in range(1000)]
+    assert tokenizer._sample(['\n'.join(lines)], 10**6) == lines
+    kept = tokenizer._sample(['\n'.join(lines[:400]), '\n'.join(lines[400:])], 999)
+    assert 450 <= sum(map(len, kept)) <= 999
+    steps = np.diff([int(line) for line in kept])
+    assert (steps == steps[0]).all()
+    assert int(kept[-1]) > 980
+
+
+def test_long_lines_are_not_dropped_from_training():
+    made = make('bpe', 'abcdefgh ' * 5000, vocab_size=280)
+    assert len(made.encode('abcdefgh ' * 10)) < 45
+
+
+def test_model_of_others_is_renumbered(tmp_path):
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_writer=model,
+        vocab_size=300,
+        model_type='bpe',
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    path = tmp_path / 'theirs.model'
+    path.write_bytes(model.getvalue())
+    made = tokenizer.build(dataclasses.replace(SPEC, path=str(path)), list)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    assert made.vocab_size == 300 - 3 + 4
+    text = 'the execution of other statements'
+    assert (made.encode(text) - 1).tolist() == theirs.encode(text)
+    assert made.decode(made.encode(text)) == text
+    assert (made.encode(TEXT[:9000]) - 1).clip(2).tolist() == np.clip(
+        theirs.encode(TEXT[:9000]), 2, None
+    ).tolist()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'kind': 'unigran'}, "Did you mean 'unigram'"),
+        ({'path': 'nowhere.model'}, 'nowhere.model.*cannot be read'),
+        ({'path': __file__}, 'is not a tokenizer'),
+    ],
+)
+def test_bad_config_gets_one_line(changes, message):
+    with pytest.raises(InputError, match=message):
+        tokenizer.build(dataclasses.replace(SPEC, **changes), lambda: [TEXT])
+
+
+@pytest.mark.parametrize('kind', ['unigram', 'bpe', 'chars'])
+def test_no_text_gets_one_line(kind):
+    with pytest.raises(InputError, match='no text to train on'):
+        tokenizer.build(dataclasses.replace(SPEC, kind=kind), lambda: [''])
+
+
+def test_load_without_a_tokenizer(tmp_path):
+    with pytest.raises(InputError, match='holds no tokenizer'):
+        tokenizer.load(tmp_path)
+
+
+def test_tables_of_ids():
+    assert (tokenizer.PAD, tokenizer.BOS, tokenizer.EOS, tokenizer.UNK) == (0, 1, 2, 3)
+    assert 'tensorflow' not in sys.modules
