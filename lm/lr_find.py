@@ -51,7 +51,7 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
         pipeline.batches(dataset), config.data.prefetch, lambda item: mesh.put(item[1], run.mesh)
     )
     points: list[tuple[float, float]] = []
-    with jax.set_mesh(run.mesh), Progress(total) as progress:
+    with jax.set_mesh(run.mesh), Progress(total, enabled=jax.process_index() == 0) as progress:
         steps = Steps(config, text.vocab_size, run.mesh, optimizer)
         state = steps.init()
         for step in range(total):

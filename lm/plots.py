@@ -216,7 +216,7 @@ def _inline(svg: str, label: str, prefix: str) -> str:
     """Makes a file of matplotlib's an element of a page: no header, own ids, the page's colours."""
     svg = svg[svg.index('<svg') :]
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', '', svg).replace('xlink:href', 'href')
+    svg = svg.replace('xlink:href', 'href')
     svg = re.sub(r' id="([^"]+)"', rf' id="{prefix}-\1"', svg)
     svg = re.sub(r'(url\(|href=")#', rf'\1#{prefix}-', svg)
     svg = re.sub(r'font: ([\d.]+px)[^;"]*', r'font-size: \1', svg)
@@ -235,7 +235,7 @@ def suggest_learning_rate(learning_rates: Sequence[float], losses: Sequence[floa
     smoothed loss is lowest, the one where the slope of the loss over log(learning rate) is steepest.
     Here the slope is that of the line through the neighbouring eighth of the points, by least squares,
     which a single noisy step does not move; and losses above those of the first tenth are cut to them,
-    so that the divergence at the end cannot bend the slope before it.
+    so that the way down from a spike does not count as a fall.
 
     Args:
         learning_rates: of each step of the test, positive.

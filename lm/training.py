@@ -118,10 +118,10 @@ class Loop:
             config.data.prefetch,
             lambda item: (item[0], mesh.put(item[1], self.run_.mesh)),
         )
-        pending = None
+        pending, main = None, jax.process_index() == 0
         with (
-            MetricsWriter(self.workdir, config.log, step) as self.writer,
-            Progress(config.train.steps, step) as self.progress,
+            MetricsWriter(self.workdir, config.log, step, enabled=main) as self.writer,
+            Progress(config.train.steps, step, enabled=main) as self.progress,
             _stop_on_signal(self.stop),
             jax.set_mesh(self.run_.mesh),
         ):

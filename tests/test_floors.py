@@ -10,7 +10,7 @@ FLOORS = [
     {'tree', 'errors'},
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
-        *('throughput', 'plots'),
+        *('environment', 'throughput', 'plots'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},

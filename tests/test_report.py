@@ -322,6 +322,8 @@ def test_the_suggestion_without_noise():
     assert report.suggest_learning_rate(rates, gaps) == pytest.approx(suggestion, rel=0.15)
     wild = [1e9 if i > 110 else loss for i, loss in enumerate(losses)]
     assert report.suggest_learning_rate(rates, wild) == pytest.approx(suggestion)
+    spike = [50.0 if i == 30 else loss for i, loss in enumerate(losses)]
+    assert report.suggest_learning_rate(rates, spike) == pytest.approx(suggestion)
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_sample_is_spread_over_all_the_text():
 
 
 def test_long_lines_are_not_dropped_from_training():
+    assert ''.join(tokenizer._lines('abc' * 2000)) == 'abc' * 2000
     made = make('bpe', 'abcdefgh ' * 5000, vocab_size=280)
     assert len(made.encode('abcdefgh ' * 10)) < 45
 

@@ -81,9 +81,12 @@ def tokenize(source: Source, tokenizer: Tokenizer, data: DataConfig, label: str)
     """
     key = digest([VERSION, source.fingerprint(), tokenizer.kind, tokenizer.fingerprint])
     folder = cache_dir(data) / key
+    exists = folder.exists()
     split = _open(folder, source.spec)
     if split is None:
         try:
+            if exists:  # Whole when it appeared, so damaged since.
+                shutil.rmtree(folder, ignore_errors=True)
             _write(folder, source, tokenizer, data.workers, label)
         except OSError as error:
             raise InputError(
@@ -91,6 +94,8 @@ def tokenize(source: Source, tokenizer: Tokenizer, data: DataConfig, label: str)
                 'Choose another folder by config.data.cache_dir or LM_CACHE_DIR.'
             ) from None
         split = _open(folder, source.spec)
+    if split is None:
+        raise InputError(f"the cache of tokenized text '{folder}' was removed while it was made.")
     return split
 
 
@@ -148,23 +153,18 @@ def _write(folder: Path, source: Source, tokenizer: Tokenizer, workers: int, lab
         targets = tokens - totals['num_documents']
         meta = {**totals, 'num_targets': targets, 'dtype': dtype.name}
         (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
-        if _open(folder, '') is None:
-            shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
-            # Another process may have been faster: its folder is the same, and stays.
-            if _moved(partial, folder):
-                return
+        _publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _moved(partial: Path, folder: Path) -> bool:
+def _publish(partial: Path, folder: Path) -> None:
+    """Gives the folder its name, unless another process was faster: its folder is the same."""
     try:
         partial.rename(folder)
     except OSError:
         if _open(folder, '') is None:
             raise
-        return False
-    return True
 
 
 # --- blocks of text, in several processes --------------------------------------------------------

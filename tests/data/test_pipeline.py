@@ -144,17 +144,24 @@ def test_another_seed_is_another_order(data, split):
 
 
 def test_crops_begin_anywhere_and_stay_inside(data, split):
-    data = dataclasses.replace(data, random_crop=True)
-    packed = pipeline.pack_split(split, data)
-    rows = pipeline._chosen_rows(packed, data, seed=0)
+    packed, rng = pipeline.pack_split(split, data), np.random.default_rng(0)
     starts = collections.defaultdict(set)
-    for window in (window for i in range(4000) for window in rows[i]):
-        assert window.start + window.size <= split.lengths[window.document] - 1
-        if window.size == data.length:
-            starts[window.document].add(window.start)
-    for document, length in enumerate(split.lengths):
-        if length > data.length:
-            assert starts[document] == set(range(length - data.length))
+    for window in (window for i in range(len(packed.rows)) for window in packed.row(i)):
+        for _ in range(400):
+            cropped = pipeline._cropped(window, split.lengths, data.length, rng)
+            starts[window.document, window.size == data.length].add(cropped.start)
+            assert cropped.start + cropped.size <= split.lengths[window.document] - 1
+            assert cropped.size == window.size
+    for (document, full), found in starts.items():
+        room = split.lengths[document] - 1 - data.length
+        assert found == set(range(room + 1)) if full else len(found) == 1
+
+
+def test_crops_differ_between_epochs(data, split):
+    rows = len(pipeline.pack_split(split, data).rows)
+    data = dataclasses.replace(data, random_crop=True, batch_size=rows)
+    epochs = [pipeline.describe(split, data, 0, epoch)['rows'] for epoch in range(3)]
+    assert len({str(sorted(epoch)) for epoch in epochs}) == 3
 
 
 @pytest.mark.parametrize('crop', [True, False])
