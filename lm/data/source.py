@@ -190,8 +190,10 @@ def _no_field(spec: Spec) -> None:
 
 
 def _files(spec: Spec) -> list[Path]:
-    """Returns the files of a glob, sorted."""
+    """Returns the files of a glob, sorted; a `data:` file may be there as .gz or .xz too."""
     pattern = os.path.expanduser(spec.where)
+    if spec.kind == 'data' and not os.path.isfile(pattern):
+        pattern = next((p for e in ('.gz', '.xz') if os.path.isfile(p := pattern + e)), pattern)
     found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
     files = [Path(path) for path in found if os.path.isfile(path)]
     if files:

@@ -54,8 +54,8 @@ def test_dense_is_einsum():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
     for inputs, features, spec in [(1, (6, 7), 'bthk,kxy->bthxy'), (2, (6,), 'bthk,hkd->btd')]:
         dense = Dense(features, inputs=inputs, bias=True)
-        params = dense.init(jax.random.key(1), x)['params']
-        params['bias'] = jnp.full(features, 3.0)
+        params = jax.jit(dense.init)(jax.random.key(1), x)['params']
+        params['bias'] = np.full(features, 3.0, np.float32)
         want = np.einsum(spec, x, params['kernel']) + 3
         np.testing.assert_allclose(dense.apply({'params': params}, x), want, atol=1e-5)
 
@@ -95,8 +95,9 @@ def gelu_tanh(x):
 def test_mlp_formula(name):
     c = model_config(activation=name, embed_dim=4, mlp_dim=6, bias=True)
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    params = MLP(c).init(jax.random.key(0), x)['params']
-    params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    shapes = jax.eval_shape(MLP(c).init, jax.random.key(0), x)['params']
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
 
     def dense(part, x):
         return x @ params[part]['kernel'] + params[part]['bias']

@@ -1,6 +1,7 @@
 """The decoder over all kinds of its parts: causality, packing, decoding, scan and remat."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +23,35 @@ BASE = dataclasses.replace(
 )
 VOCAB, LENGTH = 13, 12
 
-# Each key's kinds in turn, all else as in BASE; then some that are used together.
-VARIANTS = {
+# Some that are used together, and cover most; then each key's kinds in turn, all else as in BASE.
+TOGETHER = {
+    'gpt2': {'position': 'learned', 'norm': 'layernorm', 'bias': True, 'tie_embeddings': True},
+    'llama': {
+        'activation': 'swiglu',
+        'num_kv_heads': 2,
+        'tie_embeddings': False,
+        'vocab_multiple': 8,
+    },
+    'odd': {
+        **{'position': 'alibi', 'num_kv_heads': 1, 'head_dim': 6, 'qk_norm': True},
+        **{'attention_softcap': 3.0, 'logit_softcap': 2.0, 'norm_placement': 'post'},
+        **{'activation': 'geglu', 'attention': ('causal', 'causal')},
+    },
+}
+ALONE = {
     **{f'position={kind}': {'position': kind} for kind in POSITIONS},
-    **{f'norm={kind}': {'norm': kind, 'bias': True} for kind in NORMS},
+    **{f'norm={kind}': {'norm': kind} for kind in NORMS},
     **{f'placement={kind}': {'norm_placement': kind} for kind in PLACEMENTS},
     **{f'activation={kind}': {'activation': kind} for kind in ACTIVATIONS},
     'grouped': {'num_kv_heads': 2},
-    'multi_query': {'num_kv_heads': 1, 'head_dim': 6},
     'qk_norm': {'qk_norm': True},
-    'softcaps': {'attention_softcap': 3.0, 'logit_softcap': 2.0},
-    'untied': {'tie_embeddings': False, 'vocab_multiple': 8},
-    'pattern': {'attention': ('causal', 'causal')},
-    'gpt2': {'position': 'learned', 'norm': 'layernorm', 'bias': True},
-    'alibi_grouped_softcap': {'position': 'alibi', 'num_kv_heads': 2, 'attention_softcap': 3.0},
-    'llama': {'activation': 'swiglu', 'num_kv_heads': 2, 'tie_embeddings': False},
+    'attention_softcap': {'attention_softcap': 3.0},
     'yarn': {'rotary_scaling': 'yarn', 'rotary_factor': 2.0, 'rotary_original_length': 64},
 }
-variants = pytest.mark.parametrize('changes', VARIANTS.values(), ids=VARIANTS)
+VARIANTS = TOGETHER | ALONE
+variants = pytest.mark.parametrize(
+    'name', [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in ALONE)]
+)
 
 
 def make(seed=0, **changes):
@@ -59,27 +71,99 @@ def tokens(batch=2, length=LENGTH, seed=0):
     return np.random.default_rng(seed).integers(VOCAB, size=(batch, length)).astype(np.int32)
 
 
-def packed():
-    """Two documents, of 5 and 4 tokens, and 3 of padding in one row."""
-    segments = np.array([[1] * 5 + [2] * 4 + [0] * 3], np.int32)
-    positions = np.array([[*range(5), *range(4), *range(3)]], np.int32)
-    return tokens(1), positions, segments
+# Documents of 5 and 4 tokens and 3 of padding: in one row, and each in a row of its own. No token is 12.
+DOCUMENTS = [[0, 7, 3, 9, 1], [4, 0, 11, 3]]
+PACKED = {
+    'inputs': [[*DOCUMENTS[0], *DOCUMENTS[1]], DOCUMENTS[0], DOCUMENTS[1]],
+    'positions': [[*range(5), *range(4)], [*range(5)], [*range(4)]],
+    'segment_ids': [[1] * 5 + [2] * 4, [1] * 5, [1] * 4],
+}
+PACKED = {
+    name: np.array([row + [0] * (LENGTH - len(row)) for row in rows], np.int32)
+    for name, rows in PACKED.items()
+}
+PLAIN = {
+    'inputs': np.arange(LENGTH, dtype=np.int32) + np.zeros((3, 1), np.int32),
+    'positions': np.arange(LENGTH, dtype=np.int32) + np.zeros((3, 1), np.int32),
+    'segment_ids': np.ones((3, LENGTH), np.int32),
+}
+
+
+@functools.cache
+def compiled(name):
+    """Returns a model, parameters, and a jitted function (params, batch, cotangent) -> logits, gradient."""
+    model, params = make(**VARIANTS[name])
+
+    def pull(params, batch, cotangent):
+        def product(params):
+            logits = model.apply({'params': params}, **batch)[..., :VOCAB]
+            return jnp.vdot(logits, cotangent), logits
+
+        gradient, logits = jax.grad(product, has_aux=True)(params)
+        return logits, gradient
+
+    return model, params, jax.jit(pull)
 
 
 @variants
-def test_causality_by_exactly_zero_gradients(changes):
-    """No logit depends on a later token's embedding: the Jacobian's upper triangle is exactly 0."""
-    model, params = make(**{**changes, 'tie_embeddings': False})
-    inputs = np.arange(LENGTH, dtype=np.int32)[None]  # all different: row t of the table is token t
+def test_causality_by_exactly_zero_gradients(name):
+    """No logit depends on a later token's embedding.
 
-    def logits(table):
-        new = {**params, 'embed': {'embedding': table}}
-        return jnp.sum(model.apply({'params': new}, inputs)[0], axis=-1)  # [T]
+    Row t of the table is token t, at place t. The logit asked for is that of token 12, which is not in
+    the row: so that a tied output matrix has its gradient in a row of its own.
+    """
+    _, params, pull = compiled(name)
+    for t in range(LENGTH):
+        cotangent = np.zeros((3, LENGTH, VOCAB), np.float32)
+        cotangent[0, t, 12] = 1
+        table = np.abs(pull(params, PLAIN, cotangent)[1]['embed']['embedding']).sum(axis=1)
+        assert (table[t + 1 : LENGTH] == 0).all()
+        assert (table[: t + 1] > 0).all()
 
-    jacobian = jax.jit(jax.jacobian(logits))(params['embed']['embedding'])  # [T, V, D]
-    matrix = np.abs(jacobian)[:, :LENGTH].sum(-1)
-    assert (np.triu(matrix, 1) == 0).all()
-    assert (matrix[np.tril_indices(LENGTH)] > 0).all()
+
+@variants
+def test_packed_documents_are_as_alone(name):
+    """In values and gradients, whatever is in the padding."""
+    _, params, pull = compiled(name)
+    cotangent = np.zeros((3, LENGTH, VOCAB), np.float32)
+    rows = np.random.default_rng(0).normal(size=(9, VOCAB))
+    cotangent[0, :9] = rows
+    got, got_grads = pull(params, PACKED, cotangent)
+    np.testing.assert_allclose(got[0, :5], got[1, :5], atol=1e-5)
+    np.testing.assert_allclose(got[0, 5:9], got[2, :4], atol=1e-5)
+    assert np.isfinite(got).all()
+    cotangent = np.zeros_like(cotangent)
+    cotangent[1, :5], cotangent[2, :4] = rows[:5], rows[5:]
+    padded = PACKED | {'inputs': np.where(PACKED['segment_ids'] == 0, 6, PACKED['inputs'])}
+    want, want_grads = pull(params, padded, cotangent)
+    np.testing.assert_array_equal(got[0, :9], want[0, :9])
+    for a, b in zip(jax.tree.leaves(got_grads), jax.tree.leaves(want_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3)
+
+
+@variants
+def test_decoding_equals_the_whole(name):
+    """Four tokens at a time, in rows that begin with 4, 2 and 3 of them: what pads a shorter one is
+    overwritten before it is seen."""
+    model, params, pull = compiled(name)
+    inputs = np.stack([np.roll(PLAIN['inputs'][0], shift) for shift in range(3)])
+    want, _ = pull(params, PLAIN | {'inputs': inputs}, np.zeros((3, LENGTH, VOCAB), np.float32))
+
+    @jax.jit
+    def decode(inputs, positions, cache):
+        hidden, cache = model.apply({'params': params}, inputs, positions, cache, method='decode')
+        return model.apply({'params': params}, hidden, method='logits')[..., :VOCAB], cache
+
+    cache, rows = model.make_cache(3, LENGTH), np.arange(3)[:, None]
+    starts, valid = np.zeros(3, np.int32), np.array([4, 2, 3], np.int32)
+    while (starts < LENGTH).any():
+        places = starts[:, None] + np.arange(4, dtype=np.int32)
+        real = (np.arange(4) < valid[:, None]) & (places < LENGTH)
+        chunk = np.where(real, inputs[rows, np.minimum(places, LENGTH - 1)], 6)
+        got, cache = decode(chunk, places, cache)
+        for row, t in zip(*np.nonzero(real), strict=True):
+            np.testing.assert_allclose(got[row, t], want[row, places[row, t]], atol=1e-5)
+        starts, valid = starts + valid, np.array([4, 4, 4], np.int32)
 
 
 def test_full_attention_sees_all():
@@ -87,57 +171,18 @@ def test_full_attention_sees_all():
     inputs = tokens()
     changed = inputs.copy()
     changed[:, -1] = (changed[:, -1] + 1) % VOCAB
-    first, second = (model.apply({'params': params}, x) for x in (inputs, changed))
+    apply = jax.jit(model.apply)
+    first, second = (apply({'params': params}, x) for x in (inputs, changed))
     assert (np.abs(first - second).max(-1) > 1e-6).all()
 
 
-@variants
-def test_packed_documents_are_as_alone(changes):
-    """In values, and in gradients with weight 0 on padding."""
-    model, params = make(**changes)
-    inputs, positions, segments = packed()
-    parts = slice(0, 5), slice(5, 9)
-
-    @jax.jit
-    def together(params):
-        logits = model.apply({'params': params}, inputs, positions, segments)
-        return jnp.sum(jnp.sin(logits[:, :9])), logits
-
-    @jax.jit
-    def alone(params):
-        logits = [model.apply({'params': params}, inputs[:, part]) for part in parts]
-        return sum(jnp.sum(jnp.sin(x)) for x in logits), jnp.concatenate(logits, axis=1)
-
-    (_, got), got_grads = jax.value_and_grad(together, has_aux=True)(params)
-    (_, want), want_grads = jax.value_and_grad(alone, has_aux=True)(params)
-    np.testing.assert_allclose(got[:, :9], want, atol=1e-5)
-    assert np.isfinite(got).all()
-    for a, b in zip(jax.tree.leaves(got_grads), jax.tree.leaves(want_grads), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-3)
-
-
-@variants
-def test_prefill_and_steps_equal_the_whole(changes):
-    """Rows of 4 and 7 prompt tokens; what pads the shorter prompt is overwritten before it is seen."""
-    model, params = make(**changes)
-    inputs, lengths = tokens(), np.array([4, 7])
-    want = jax.jit(model.apply)({'params': params}, inputs)
-
-    @jax.jit
-    def decode(inputs, positions, cache):
-        hidden, cache = model.apply({'params': params}, inputs, positions, cache, method='decode')
-        return model.apply({'params': params}, hidden, method='logits'), cache
-
-    prompts = np.where(np.arange(7) < lengths[:, None], inputs[:, :7], 1).astype(np.int32)
-    places = np.broadcast_to(np.arange(7, dtype=np.int32), (2, 7))
-    got, cache = decode(prompts, places, model.make_cache(2, LENGTH))
-    for row, length in enumerate(lengths):
-        np.testing.assert_allclose(got[row, :length], want[row, :length], atol=1e-5)
-    rows = np.arange(2)
-    for step in range(5):
-        places = (lengths + step)[:, None].astype(np.int32)
-        got, cache = decode(inputs[rows[:, None], places], places, cache)
-        np.testing.assert_allclose(got[:, 0], want[rows, places[:, 0]], atol=1e-5)
+def test_defaults_are_one_document_a_row():
+    model, params = make(position='learned')
+    apply = jax.jit(model.apply)
+    inputs = tokens(3)
+    got = apply({'params': params}, inputs)
+    want = apply({'params': params}, **(PLAIN | {'inputs': inputs}))
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_full_attention_cannot_decode():
@@ -148,29 +193,32 @@ def test_full_attention_cannot_decode():
         )
 
 
+@functools.cache
+def initialised_and_pulled(attention, scan, remat):
+    """Returns initial parameters, and a loss with dropout and its gradient."""
+    changes = {'num_layers': 4, 'dropout': 0.2, 'attention': attention}
+    config = dataclasses.replace(BASE, scan_layers=scan, remat=remat, **changes)
+    model, inputs = Decoder(config, VOCAB, LENGTH), tokens()
+    params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
+
+    def loss(params):
+        rngs = {'dropout': jax.random.key(1)}
+        logits = model.apply({'params': params}, inputs, deterministic=False, rngs=rngs)
+        return jnp.mean(jnp.sin(30 * logits))
+
+    return params, jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('attention', [('causal',), ('causal', 'full')])
 @pytest.mark.parametrize('remat', REMATS)
-def test_scan_and_remat_change_nothing(remat, attention):
-    """Parameters, initial values, losses and gradients, dropout included."""
-    plain = {'num_layers': 4, 'dropout': 0.2, 'attention': attention}
-    inputs = tokens()
-
-    def run(**changes):
-        model = Decoder(dataclasses.replace(BASE, **plain, **changes), VOCAB, LENGTH)
-        params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
-
-        def loss(params):
-            rngs = {'dropout': jax.random.key(1)}
-            logits = model.apply({'params': params}, inputs, deterministic=False, rngs=rngs)
-            return jnp.mean(jnp.sin(30 * logits))
-
-        return params, jax.jit(jax.value_and_grad(loss))(params)
-
-    want_params, want = run(scan_layers=True, remat='none')
-    for scan in (True, False):
-        params, got = run(scan_layers=scan, remat=remat)
-        jax.tree.map(np.testing.assert_array_equal, params, want_params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+@pytest.mark.parametrize('scan', [True, False])
+def test_scan_and_remat_change_nothing(scan, remat, attention):
+    """Neither initial values, nor losses and gradients, dropout included."""
+    want_params, want = initialised_and_pulled(attention, True, 'none')
+    params, got = initialised_and_pulled(attention, scan, remat)
+    jax.tree.map(np.testing.assert_array_equal, params, want_params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
 def memory(remat, scan=True):
@@ -195,7 +243,7 @@ def test_remat_takes_less_memory():
 
 
 def test_layers_are_stacked_and_covered_by_sharding_rules():
-    for changes in VARIANTS.values():
+    for changes in TOGETHER.values():
         model, params = make(**changes)
         groups = 2 // len(model.masks)
         for path, leaf in zip(tree.paths(params), jax.tree.leaves(params), strict=True):
@@ -257,7 +305,8 @@ def test_vocabulary_is_padded():
     assert model.apply({'params': params}, tokens()).shape == (2, LENGTH, 16)
 
 
-@pytest.mark.parametrize('changes', [{}, {'attention_softcap': 3.0}, {'tie_embeddings': False}])
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', [{}, {'attention_softcap': 3.0, 'tie_embeddings': False}])
 def test_bfloat16_computes_near_float32(changes):
     """Through a loss in pieces, with finite float32 gradients."""
     inputs = tokens()
@@ -265,7 +314,6 @@ def test_bfloat16_computes_near_float32(changes):
     def run(dtype):
         model, params = make(dtype=dtype, **changes)
 
-        @jax.jit
         def loss(params):
             hidden = model.apply({'params': params}, inputs, method='hidden')
             assert hidden.dtype == dtype
@@ -278,7 +326,7 @@ def test_bfloat16_computes_near_float32(changes):
             )
             return total / weight
 
-        return jax.value_and_grad(loss)(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     (half, half_grads), (single, _) = run('bfloat16'), run('float32')
     np.testing.assert_allclose(half, single, rtol=0.03)
