@@ -1,11 +1,13 @@
 """Checkpoints: Orbax underneath, and a promise on top: what is restored is what was saved.
 
 A checkpoint holds the whole state of the step (parameters, optimizer, average, counters, rng), the position
-of the data iterator, and a fingerprint of the state's bits. Restoring checks the fingerprint; a checkpoint
-that cannot be read or does not match is set aside, and the one before it is used.
+of the data iterator, and a fingerprint of the bits of both. Restoring checks them; a checkpoint that cannot
+be read or does not match is set aside, and the one before it is used.
 """
 
+import contextlib
 import errno
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from lm import tree
-from lm.config import CheckpointConfig
+from lm.config import CheckpointConfig, digest
 from lm.errors import InputError
 
 
@@ -34,18 +36,26 @@ def _snapshot(state: Any) -> Any:
 class Checkpoints:
     """The checkpoints of one run: asynchronous, atomic; the latest few and the best are kept."""
 
-    def __init__(self, workdir: Path, config: CheckpointConfig, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        workdir: Path,
+        config: CheckpointConfig,
+        say: Callable[[str], None] = print,
+        read_only: bool = False,
+    ):
         """Opens `workdir/checkpoints`, removing what an interrupted save left there.
 
         Args:
             workdir: the run's folder.
             config: how many to keep.
             say: prints a line for a person.
+            read_only: to look only, while another process may be saving: nothing is removed or moved.
         """
-        logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax narrates every save
+        # Orbax narrates every save; what goes wrong is raised too.
+        logging.getLogger('absl').setLevel(logging.CRITICAL)
         self.folder = Path(workdir).absolute() / 'checkpoints'
-        self._say = say
-        self._keep = config
+        self._aside = self.folder.parent / 'unreadable'
+        self._say, self._keep, self._read_only = say, config, read_only
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -60,9 +70,26 @@ class Checkpoints:
             preservation_policy=managers.AnyPreservationPolicy(
                 [managers.LatestN(self._keep.keep), best]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+            save_interval_steps=0 if self._read_only else 1,
+            create=not self._read_only,
         )
+        self._move_damaged_metrics()
         return ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'data'))
+
+    def _move_damaged_metrics(self) -> None:
+        """Sets validation losses aside that are not JSON, since Orbax would not open the folder at all."""
+        for path in self.folder.glob('*/metrics/metrics'):
+            try:
+                float(json.loads(path.read_text())['loss'])
+            except (OSError, ValueError, KeyError, TypeError):
+                step = path.parent.parent.name
+                self._move(path.parent, f'{step}.metrics')
+                self._say(
+                    f'The validation loss of checkpoint {step} cannot be read: it was moved to '
+                    f'{self._aside}, and the checkpoint does not count among the best.'
+                )
 
     @property
     def steps(self) -> list[int]:
@@ -93,13 +120,16 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_snapshot(state)),
-                    data=ocp.args.JsonSave(data),
+                    data=ocp.args.JsonSave({**data, 'digest': digest(data)}),
                 ),
                 metrics=None if loss is None else {'loss': loss},
             )
 
     def restore(self, shapes: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
         """Returns `(step, state, data)` of the newest checkpoint that is whole, or None if none exist.
+
+        Newer ones that are not whole are then moved to `workdir/unreadable`. If none is whole, all are
+        left where they are.
 
         Args:
             shapes: the state as `jax.ShapeDtypeStruct`s with the shardings that it shall have; they need
@@ -109,47 +139,58 @@ class Checkpoints:
         Raises:
             InputError: there are checkpoints, but none can be read.
         """
-        target = {'state': shapes, 'fingerprint': jax.ShapeDtypeStruct((), jnp.uint32)}
         steps = self.steps if step is None else [step]
-        reason = ''
+        broken: dict[int, str] = {}
         for candidate in reversed(steps):
             try:
-                restored = self._manager.restore(
-                    candidate,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-                    ),
-                )
-                state = restored['state']['state']
-                if int(jax.jit(tree.fingerprint)(state)) != int(restored['state']['fingerprint']):
-                    raise ValueError('its fingerprint does not match its contents')
-                return candidate, state, dict(restored['data'])
+                state, data = self._read(candidate, shapes)
             except Exception as error:  # noqa: BLE001  whatever a broken file makes Orbax raise
-                reason = str(error).strip().splitlines()[0][:300] if str(error) else repr(error)
-                self._say(f'The checkpoint of step {candidate} cannot be read ({reason}).')
-                self._set_aside(candidate)
+                broken[candidate] = _first_line(error)
+                continue
+            if broken:
+                self._fall_back(broken, candidate)
+            return candidate, state, data
         if steps:
             raise InputError(
-                f'no checkpoint in {self.folder} can be read (steps {steps}; {reason}). They were moved '
-                f'to {self.folder.parent / "unreadable"}; start again to train from the beginning.'
+                f'no checkpoint in {self.folder} can be read '
+                f'(step {", ".join(map(str, broken))}: {list(broken.values())[0]}). Nothing was changed: '
+                'put a copy back, or move the folder away to train from the beginning.'
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
-        self._manager.close()
-        if jax.process_index() == 0:
-            aside = self.folder.parent / 'unreadable'
-            aside.mkdir(exist_ok=True)
-            name = f'{step}'
-            while (aside / name).exists():
-                name += '_'
-            (self.folder / str(step)).rename(aside / name)
-        self._manager = self._open()
-        before = [s for s in self.steps if s < step]
-        self._say(
-            f'It was moved to {self.folder.parent / "unreadable"}; '
-            + (f'falling back to step {before[-1]}.' if before else 'there is none before it.')
+    def _read(self, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
+        target = {'state': shapes, 'fingerprint': jax.ShapeDtypeStruct((), jnp.uint32)}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+            ),
         )
+        state, data = restored['state']['state'], dict(restored['data'])
+        same = int(jax.jit(tree.fingerprint)(state)) == int(restored['state']['fingerprint'])
+        if not same or data.pop('digest') != digest(data):
+            raise ValueError('its fingerprint does not match its contents')
+        return state, data
+
+    def _fall_back(self, broken: dict[int, str], step: int) -> None:
+        for newer, reason in broken.items():
+            self._say(f'The checkpoint of step {newer} cannot be read ({reason}).')
+        if self._read_only:
+            self._say(f'Using that of step {step}.')
+            return
+        self._manager.close()
+        for newer in broken:
+            self._move(self.folder / str(newer), str(newer))
+        self._manager = self._open()
+        self._say(f'Going on from step {step}. What cannot be read was moved to {self._aside}.')
+
+    def _move(self, path: Path, name: str) -> None:
+        if jax.process_index() != 0:
+            return
+        self._aside.mkdir(exist_ok=True)
+        while (self._aside / name).exists():
+            name += '_'
+        path.rename(self._aside / name)
 
     def wait(self) -> None:
         """Returns when all files of all saves are written.
@@ -164,6 +205,21 @@ class Checkpoints:
         """Waits, and lets go of the folder."""
         self.wait()
         self._manager.close()
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:  # What is under way is still written; of several errors, the first is the one to tell.
+            with contextlib.suppress(Exception):
+                self.close()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else repr(error)
 
 
 class _DiskErrors:

@@ -43,6 +43,10 @@ def evaluate(
     }
     path = workdir / 'report.json'
     if path.exists() and jax.process_index() == 0:
-        written = json.loads(path.read_text()) | {'splits': results}
-        report.write(workdir, written, configs.defaults())
+        try:
+            written = json.loads(path.read_text()) | {'splits': results}
+        except ValueError:
+            print(f"'{path}' is damaged and was left as it is; train to its end again to renew it.")
+        else:
+            report.write(workdir, written, configs.defaults())
     return results

@@ -158,18 +158,35 @@ def load(workdir: str | Path, checkpoint: str | int = 'latest') -> LanguageModel
     """
     workdir = Path(workdir)
     config = configs.parse(runs.read_config(workdir))
+    step = _step(workdir, config, checkpoint)
     if not mesh.fits(config.mesh, jax.device_count()):
         config = dataclasses.replace(config, mesh=MeshConfig(1, 1, 1, 1))
     run = runs.build(config, runs.build_tokenizer(config, workdir))
-    checkpoints = Checkpoints(workdir, config.checkpoint)
-    if not checkpoints.steps:
-        raise InputError(f"workdir '{workdir}' holds no checkpoint yet.")
-    step = {'latest': None, 'best': checkpoints.best}.get(checkpoint, checkpoint)
-    if step is not None and (not str(step).isdigit() or int(step) not in checkpoints.steps):
-        raise InputError(
-            f"checkpoint '{checkpoint}' is not in '{workdir}'. There are: "
-            f'latest, best, {", ".join(map(str, checkpoints.steps))}.'
-        )
-    step, state, _ = checkpoints.restore(run.steps.shapes, None if step is None else int(step))
-    checkpoints.close()
+    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
+        step, state, _ = checkpoints.restore(run.steps.shapes, step)
     return LanguageModel(run, evaluated_params(state), step)
+
+
+def _step(workdir: Path, config: configs.Config, checkpoint: str | int) -> int | None:
+    """Returns the step of `latest` (None), `best` or a number, once it is known to be there."""
+    steps: list[int] = []
+    if (workdir / 'checkpoints').is_dir():
+        with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
+            steps, best = checkpoints.steps, checkpoints.best
+    if not steps:
+        raise InputError(f"workdir '{workdir}' holds no checkpoint yet.")
+    if checkpoint == 'latest':
+        return None
+    if checkpoint == 'best':
+        if best is None:
+            raise InputError(
+                f"checkpoint 'best' is not in '{workdir}': no validation loss was measured at any of "
+                f'its checkpoints ({", ".join(map(str, steps))}).'
+            )
+        return best
+    if str(checkpoint).isdigit() and int(checkpoint) in steps:
+        return int(checkpoint)
+    raise InputError(
+        f"checkpoint '{checkpoint}' is not in '{workdir}'. There are: "
+        f'latest, best, {", ".join(map(str, steps))}.'
+    )

@@ -12,9 +12,15 @@ Find a learning rate; put several runs beside each other:
   python -m lm.main --mode=compare --runs=runs/a,runs/b
 """
 
+import errno
+import logging
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -42,6 +48,14 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
+# What XLA and JAX say of themselves (backends that are not there, layouts) is no help; errors are.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
+
+# What the system may refuse, whatever the program was writing or reading.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def _config() -> ConfigDict:
     if _CONFIG.value is None:
         raise InputError(
@@ -53,7 +67,10 @@ def _config() -> ConfigDict:
 def _workdir() -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value)
-    _config()
+    if _CONFIG.value is None:
+        raise InputError(
+            f'--mode={_MODE.value} needs --workdir=FOLDER, the folder of a run, or its --config=FILE.'
+        )
     return Path('runs') / Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
@@ -144,14 +161,29 @@ def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise InputError(f"unexpected argument '{arguments[1]}': options begin with '--'.")
         if _DISTRIBUTED.value:
-            import jax
-
-            jax.distributed.initialize()
+            _join_hosts()
         lookup(MODES, _MODE.value, '--mode')()
     except InputError as error:
         _exit(error, 2)
     except RunStopped as error:
         _exit(error, 1)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        _exit(f"'{error.filename}': {error.strerror}." if error.filename else error.strerror, 2)
+    except KeyboardInterrupt:
+        _exit('interrupted; the same command goes on from the last checkpoint.', 130)
+
+
+def _join_hosts() -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f'--distributed: JAX finds no other hosts to join: {" ".join(str(error).split())}'
+        ) from None
 
 
 def _exit(error: object, code: int) -> None:
@@ -166,34 +198,71 @@ def parse_flags(arguments: list[str]) -> list[str]:
         print(flags.FLAGS.main_module_help())
         sys.exit(0)
     try:
-        _check_config_flags(arguments)
+        keys = _check_config_flags(arguments)
         return flags.FLAGS(arguments)
     except InputError as error:
         _exit(error, 2)
     except flags.UnrecognizedFlagError as error:
-        known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])]
-        _exit(f'--{error.flagname} is not an option.{nearest(error.flagname, known)}', 2)
+        known = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
+        names = [f'--{flag.name}' for flag in known]
+        _exit(f'--{error.flagname} is not an option.{nearest(f"--{error.flagname}", names)}', 2)
     except flags.Error as error:
-        _exit(' '.join(str(error).split()), 2)
+        _exit(_flag_error(' '.join(str(error).split()), keys), 2)
     raise AssertionError('unreachable')
 
 
-def _check_config_flags(arguments: list[str]) -> None:
-    """Raises InputError for a config file that does not exist and for keys that no config has."""
+def _flag_error(message: str, keys: dict[str, Any]) -> str:
+    """Returns what absl says of a value, in the words of this project."""
+    found = re.match(r'flag --config\.([\w.]+)=(.*?): ', message)
+    if found and found[1] in keys:
+        kind = type(keys[found[1]]).__name__
+        return f"config.{found[1]} = '{found[2]}' is not of its type, {kind}."
+    return message
+
+
+def _check_config_flags(arguments: list[str]) -> dict[str, Any]:
+    """Returns the keys and values of the config file that the command line names.
+
+    Raises:
+        InputError: the file does not exist or cannot be loaded, or it has no such key as is set.
+    """
     path = None
     for before, argument in zip(['', *arguments], arguments, strict=False):
         if argument.startswith('--config='):
             path = argument.removeprefix('--config=')
         elif before == '--config':
             path = argument
+    keys = [a[len('--config.') :].split('=')[0] for a in arguments if a.startswith('--config.')]
     if path is None:
-        return
-    known = dict(flatten(load(path).to_dict()))
-    for argument in arguments:
-        if argument.startswith('--config.'):
-            key = argument.removeprefix('--config.').split('=')[0]
-            if key not in known:
-                raise InputError(f"'config.{key}' is not a config key.{nearest(key, known)}")
+        if keys:
+            raise InputError(
+                f'--config.{keys[0]} changes a key of a config: give --config=FILE too, such as '
+                '--config=configs/quickstart.py.'
+            )
+        return {}
+    known = dict(flatten(_load(path).to_dict()))
+    for key in keys:
+        if key not in known:
+            inside = next((name for name in known if name.startswith(f'{key}.')), None)
+            hint = (
+                f' It is a section; set one of its keys, such as config.{inside}.' if inside else ''
+            )
+            hint = hint or nearest(key, known)
+            raise InputError(f"'config.{key}' is not a config key.{hint}")
+    return known
+
+
+def _load(path: str) -> ConfigDict:
+    try:
+        return load(path)
+    except InputError:
+        raise
+    except Exception as error:  # Whatever a person's own file raises.
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        place = f"config file '{path}'" + (f', line {line}' if line else '')
+        text = ' '.join(str(getattr(error, 'msg', error)).split())
+        raise InputError(f'{place}: {type(error).__name__}: {text}') from None
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """One run: a workdir, and everything that its config builds."""
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -68,8 +69,12 @@ def check_mesh(config: Config) -> Mesh:
     """Returns the mesh, after checking that it divides the batches.
 
     Raises:
-        InputError: it does not, or does not fit the devices.
+        InputError: it does not, or does not fit the devices, or there is no device.
     """
+    try:
+        jax.devices()
+    except RuntimeError as error:  # JAX_PLATFORMS names what this machine does not have.
+        raise InputError(f'JAX finds no device: {" ".join(str(error).split())}') from None
     device_mesh = mesh.make(config.mesh)
     data = config.data
     parts = config.optimizer.accumulation
@@ -81,13 +86,15 @@ def check_mesh(config: Config) -> Mesh:
 
 
 def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
-    """Returns the workdir's tokenizer; trains and saves it first if there is none."""
-    if any((workdir / name).exists() for name in tokenizer.FILES):
+    """Returns the workdir's tokenizer, or trains one, which `begin` saves.
+
+    Raises:
+        InputError: the workdir's cannot be read, or none can be made of the config's text.
+    """
+    if _present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
     texts = source.parse(config.data.train, config.data)
-    built = tokenizer.build(config.tokenizer, texts.documents)
-    built.save(workdir)
-    return built
+    return tokenizer.build(config.tokenizer, texts.documents)
 
 
 def tokenized_splits(
@@ -105,24 +112,23 @@ def tokenized_splits(
 
 
 def open_workdir(workdir: Path, config: Config) -> None:
-    """Makes the workdir and writes `config.json`, or checks that the one there is the same.
+    """Makes the workdir, or checks that the one there is of the same config.
 
     Raises:
-        InputError: the folder cannot be written, or belongs to another config; the differing keys are
-            named.
+        InputError: the folder cannot be written, is not a run's, or belongs to another config; the
+            differing keys are named.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"workdir '{workdir}' cannot be made: {error.strerror}.") from None
+        reason = 'it is a file' if workdir.is_file() else error.strerror
+        raise InputError(f"workdir '{workdir}' cannot be made: {reason}.") from None
     if not os.access(workdir, os.W_OK):
         raise InputError(f"workdir '{workdir}' cannot be written: no permission.")
-    new = json.loads(json.dumps(configs.to_dict(config)))
-    path = workdir / 'config.json'
-    if path.exists():
+    if (workdir / 'config.json').exists():
         changed = {
             key: values
-            for key, values in configs.differences(read_config(workdir), new).items()
+            for key, values in configs.differences(read_config(workdir), _as_json(config)).items()
             if not configs.RESUMABLE.match(key)
         }
         if changed:
@@ -132,31 +138,65 @@ def open_workdir(workdir: Path, config: Config) -> None:
             raise InputError(
                 f"workdir '{workdir}' belongs to another config: {text}. Give another --workdir."
             )
-    if jax.process_index() == 0:
-        atomic_write(path, json.dumps(new, indent=2) + '\n')
+    elif found := _present(workdir, *tokenizer.FILES, 'checkpoints', 'metrics.jsonl'):
+        raise InputError(
+            f"workdir '{workdir}' holds {found[0]} but no config.json, so it is not known what run that "
+            'is of. Give another --workdir.'
+        )
+
+
+def begin(workdir: Path, config: Config, text: tokenizer.Tokenizer) -> None:
+    """Writes `config.json` and the tokenizer, once nothing in the config has turned out to be wrong.
+
+    A start that failed leaves no config behind, so that the corrected one may have the same workdir.
+    """
+    if jax.process_index() != 0:
+        return
+    atomic_write(workdir / 'config.json', json.dumps(_as_json(config), indent=2) + '\n')
+    if not (workdir / text.file).exists():
+        partial = workdir / '.tokenizer'  # A kill leaves no half of it under its own name.
+        partial.mkdir(exist_ok=True)
+        text.save(partial).replace(workdir / text.file)
+        partial.rmdir()
+
+
+def _present(workdir: Path, *names: str) -> list[str]:
+    return [name for name in names if (workdir / name).exists()]
+
+
+def _as_json(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps(configs.to_dict(config)))
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """Returns the workdir's `config.json`.
 
     Raises:
-        InputError: there is none, or it is not JSON.
+        InputError: there is none, or it is not a JSON object.
     """
     path = workdir / 'config.json'
     if not path.is_file():
-        raise InputError(f"'{workdir}' is not the workdir of a run: it holds no config.json.")
+        what = 'it holds no config.json' if workdir.is_dir() else 'there is no such folder'
+        raise InputError(f"'{workdir}' is not the workdir of a run: {what}.")
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"'{path}' is not JSON: {error}.") from None
+        raise InputError(f"'{path}' is damaged, it is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"'{path}' is damaged, it is not a JSON object.")
+    return found
 
 
-def lock(workdir: Path) -> Any:
-    """Returns a file that holds the workdir for this process until it is closed (or the process dies).
+def lock(workdir: Path) -> contextlib.AbstractContextManager:
+    """Holds the workdir for this process until the context ends (or the process dies).
+
+    Of several hosts the first one holds it for all.
 
     Raises:
         InputError: another process is training in it.
     """
+    if jax.process_index() != 0:
+        return contextlib.nullcontext()
     file = open(workdir / '.lock', 'w')  # noqa: SIM115  held open
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,10 @@
 """Training: build, restore, loop, report. Reads from top to bottom."""
 
+import contextlib
 import dataclasses
 import json
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ from lm.inference import LanguageModel
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import TrainState, evaluated_params
-from lm.writer import MetricsWriter, Progress, atomic_write
+from lm.writer import MetricsWriter, Progress, atomic_write, read_metrics
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -33,10 +35,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         workdir: the run's folder: config, tokenizer, checkpoints, metrics and report.
 
     Returns:
-        The report, as in `report.json`; `finished` is False if the process was asked to stop (SIGTERM).
+        The report, as in `report.json`; `finished` is False if the process was asked to stop (SIGTERM,
+        Ctrl-C).
 
     Raises:
-        InputError: something in the config, the data or the workdir is wrong.
+        InputError: something in the config, the data or the workdir is wrong, or the disk is full.
         RunStopped: too many steps in a row had a gradient that was not finite.
     """
     started = time.time()
@@ -44,7 +47,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     workdir = Path(workdir)
     runs.check_mesh(config)
     runs.open_workdir(workdir, config)
-    with runs.lock(workdir):
+    with runs.lock(workdir), contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------- build
         text = runs.build_tokenizer(config, workdir)
         run = runs.build(config, text)
@@ -57,22 +60,26 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             host=jax.process_index(),
             num_hosts=jax.process_count(),
         )
+        runs.begin(workdir, config, text)
         # -------------------------------------------------------------- restore
-        checkpoints = Checkpoints(workdir, config.checkpoint)
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
         restored = checkpoints.restore(run.steps.shapes)
         if restored:
             step, state, data_state = restored
         else:
             with jax.set_mesh(run.mesh):
                 step, state, data_state = 0, run.steps.init(), {'next_index': 0}
-        event = 'resume' if restored else 'start'
         runs.add_history(
-            workdir, event, step, devices=jax.device_count(), mesh=dict(run.mesh.shape)
+            workdir,
+            'resume' if restored else 'start',
+            step,
+            devices=jax.device_count(),
+            mesh=dict(run.mesh.shape),
+            **_invalid_bytes(splits),
         )
         # ----------------------------------------------------------------- loop
         loop = Loop(run, workdir, splits, dataset, checkpoints, step)
         state, step = loop.run(state, data_state['next_index'])
-        checkpoints.close()
         # --------------------------------------------------------------- report
         return finish(loop, state, step, time.time() - started)
 
@@ -119,13 +126,17 @@ class Loop:
             lambda item: (item[0], mesh.put(item[1], self.run_.mesh)),
         )
         pending, main = None, jax.process_index() == 0
+        done = {line['step'] for line in read_metrics(self.workdir) if 'valid/loss' in line}
         with (
             MetricsWriter(self.workdir, config.log, step, enabled=main) as self.writer,
             Progress(config.train.steps, step, enabled=main) as self.progress,
             _stop_on_signal(self.stop),
             jax.set_mesh(self.run_.mesh),
         ):
-            while step < config.train.steps and not self.stop.is_set():
+            if step and self.evaluates(step) and step not in done:
+                self.evaluate(state, step)  # A stop came before it.
+            stops = False
+            while step < config.train.steps and not stops:
                 index, batch = next(batches)
                 state, metrics = self.run_.steps.train(state, batch)
                 step += 1
@@ -133,27 +144,31 @@ class Loop:
                     self.record(pending, state)
                 pending = Pending(step, index, metrics)
 
-                last = step == config.train.steps or self.stop.is_set()
-                evaluates = 'valid' in self.splits and (
-                    last or _every(config.train.eval_every, step)
-                )
-                saves = last or _every(config.checkpoint.every, step)
+                stops = self.stop.is_set()
+                evaluates = self.evaluates(step) and not stops
+                saves = self.ends(step) or stops or _every(config.checkpoint.every, step)
                 if evaluates or saves:
                     # All that a checkpoint's step measured is written before the checkpoint is.
                     self.record(pending, state)
                     pending = None
                     with self.meter.pause():
-                        loss = (
-                            self.evaluate(state, step)
-                            if evaluates and not self.stop.is_set()
-                            else None
-                        )
+                        loss = self.evaluate(state, step) if evaluates else None
                         if saves:
                             self.checkpoints.save(step, state, {'next_index': index + 1}, loss)
-            if self.stop.is_set():
+            if stops:
                 self.progress.note(f'Asked to stop: saving step {step}.')
-                self.checkpoints.wait()
+            self.checkpoints.wait()
         return state, step
+
+    def ends(self, step: int) -> bool:
+        """Returns whether this is the last step."""
+        return step == self.config.train.steps
+
+    def evaluates(self, step: int) -> bool:
+        """Returns whether `data.valid` is to be evaluated after this step."""
+        return 'valid' in self.splits and (
+            self.ends(step) or _every(self.config.train.eval_every, step)
+        )
 
     def record(self, pending: Pending, state: TrainState) -> None:
         """Writes the metrics of a step, and stops the run if too many in a row were skipped."""
@@ -231,16 +246,17 @@ class Loop:
         return (
             f'step {pending.step}: the gradient was not finite {self.config.train.max_bad_steps} steps '
             f'in a row (batch {pending.index}). Norms and the batch are in {path}. '
-            'Lower config.optimizer.learning_rate, or look at the data.'
+            'Lower config.optimizer.learning_rate in a new --workdir, or look at the data.'
         )
 
 
 def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str, Any]:
     """Evaluates whole splits, samples, and writes the report. Returns it."""
     run, config, workdir = loop.run_, loop.config, loop.workdir
-    finished = step == config.train.steps
+    finished = loop.ends(step) and not loop.stop.is_set()
     event = 'finish' if finished else 'stop'
     runs.add_history(workdir, event, step, seconds=round(seconds, 1))
+    history = runs.read_history(workdir)
     params = evaluated_params(state)
     results, samples = {}, []
     if finished:
@@ -253,24 +269,47 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     flops = throughput.flops_per_token(
         run.steps.parameters, config.model, config.data.length, run.tokenizer.vocab_size
     )
+    measured = loop.meter.summary(flops, list(run.mesh.devices.flat))
+    if not loop.meter.rates:  # Nothing was left to train: an earlier start measured it.
+        measured = _earlier_throughput(workdir) or measured
     written = {
-        'name': workdir.name,
+        'name': workdir.resolve().name,
         'steps': step,
         'parameters': run.steps.parameters,
-        'seconds': seconds,
+        'seconds': sum(event.get('seconds', 0) for event in history),
         'finished': finished,
         'splits': results,
         'tasks': {},
-        'throughput': loop.meter.summary(flops, list(run.mesh.devices.flat)),
+        'throughput': measured,
         'curves': report.curves(workdir),
         'samples': samples,
         'environment': report.environment(),
         'config': configs.to_dict(config),
-        'history': runs.read_history(workdir),
+        'history': history,
     }
     if jax.process_index() == 0:
         report.write(workdir, written, configs.defaults())
     return written
+
+
+def _earlier_throughput(workdir: Path) -> dict[str, Any] | None:
+    """Returns what the workdir's report says of the speed, or None without a whole report."""
+    try:
+        return json.loads((workdir / 'report.json').read_text())['throughput']
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _invalid_bytes(splits: dict[str, Any]) -> dict[str, Any]:
+    """Says how many bytes were not UTF-8; returns it for the history, by split."""
+    found = {name: split.invalid_bytes for name, split in splits.items() if split.invalid_bytes}
+    for name, count in found.items():
+        print(
+            f"warning: {count:,} bytes of the {name} source '{splits[name].spec}' are not UTF-8; they "
+            'became U+FFFD.',
+            file=sys.stderr,
+        )
+    return {'invalid_utf8_bytes': found} if found else {}
 
 
 def _every(interval: int, step: int) -> bool:
@@ -278,20 +317,22 @@ def _every(interval: int, step: int) -> bool:
 
 
 class _stop_on_signal:  # noqa: N801  a context manager, read like a function
-    """Sets an event on SIGTERM, as a preempted machine sends it; a second one kills."""
+    """Sets an event on SIGTERM, as a preempted machine sends it, or Ctrl-C; a second one kills."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, event: threading.Event) -> None:
         self._event = event
-        self._old: Any = None
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(signal.SIGTERM, self._handle)
+            self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
 
-    def _handle(self, *_: Any) -> None:
+    def _handle(self, number: int, _: Any) -> None:
         self._event.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(number, self._old[number])
 
     def __exit__(self, *_: Any) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -33,8 +33,8 @@ def test_norms_literal():
 
 @pytest.mark.parametrize('norm', NORMS.values(), ids=NORMS)
 def test_norm_statistics_are_float32(norm):
-    """257 values of 1 and a far one: their mean square is lost in bfloat16."""
-    x = jnp.concatenate([jnp.full((256,), 0.1), jnp.array([30.0])]).astype(jnp.bfloat16)
+    """Else bfloat16 would round the squares, and differ in many places."""
+    x = jax.random.normal(jax.random.key(0), (32, 64)).astype(jnp.bfloat16)
     params = norm().init(jax.random.key(0), x)
     half = norm(dtype=jnp.bfloat16).apply(params, x)
     single = norm().apply(params, x.astype(jnp.float32))

@@ -242,6 +242,13 @@ def test_remat_takes_less_memory():
     assert full < none / 2
 
 
+@pytest.mark.parametrize('scan', [True, False])
+def test_unrolled_layers_are_no_loop(scan):
+    model, params = make(scan_layers=scan)
+    text = jax.jit(model.apply).lower({'params': params}, tokens()).compile().as_text()
+    assert (' while(' in text) == scan
+
+
 def test_layers_are_stacked_and_covered_by_sharding_rules():
     for changes in TOGETHER.values():
         model, params = make(**changes)

@@ -1,0 +1,375 @@
+"""A run that is killed, stopped, moved or damaged goes on to the same end."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import arguments, call, metrics, run, snapshot, start, write_text
+
+from lm import config as configs
+from lm import run as runs
+from lm.checkpoint import Checkpoints
+from lm.config import CheckpointConfig
+from lm.inference import load
+
+STEPS = 30
+KEEP = CheckpointConfig(every=1, keep=2, keep_best=1)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """A text, and the workdir of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp('undisturbed')
+    text = write_text(folder / 'text.txt')
+    result = run(arguments(text, folder / 'run', train__steps=STEPS))
+    assert result.code == 0, result.err
+    return text, folder / 'run'
+
+
+def final_state(workdir):
+    """The whole state of the newest checkpoint, on the host."""
+    config = configs.parse(runs.read_config(workdir))
+    built = runs.build(config, runs.build_tokenizer(config, workdir))
+    with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
+        step, state, data = checkpoints.restore(built.steps.shapes)
+    return step, jax.device_get(state), data
+
+
+def assert_same_run(workdir, other):
+    assert metrics(workdir) == metrics(other)
+    (step, state, data), (other_step, other_state, other_data) = map(final_state, (workdir, other))
+    assert (step, data) == (other_step, other_data)
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+    assert report(workdir)['splits'] == report(other)['splits']
+    assert report(workdir)['samples'] == report(other)['samples']
+
+
+def report(workdir):
+    return json.loads((workdir / 'report.json').read_text())
+
+
+# ------------------------------------------------------------------------------------ kill -9
+
+
+def written(workdir):
+    """Whole lines of metrics.jsonl as another process sees them while it is written."""
+    path = workdir / 'metrics.jsonl'
+    text = path.read_text() if path.exists() else ''
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
+
+
+def starting(workdir, step):
+    return (workdir / 'config.json').exists()
+
+
+def training(workdir, step):
+    lines = written(workdir)
+    return bool(lines) and lines[-1]['step'] >= step
+
+
+def saving(workdir, step):
+    partial = any('orbax-checkpoint-tmp' in p.name for p in (workdir / 'checkpoints').glob('*'))
+    return training(workdir, step) and partial
+
+
+def evaluating(workdir, step):
+    """The line of a step that is evaluated is there, and that of its evaluation is not."""
+    lines = written(workdir)
+    return bool(lines) and lines[-1]['step'] >= step and unfinished_evaluation(lines)
+
+
+def unfinished_evaluation(lines):
+    return lines[-1]['step'] % 5 == 0 and 'train/loss' in lines[-1]
+
+
+def reporting(workdir, step):
+    path = workdir / 'history.json'
+    return path.exists() and 'finish' in path.read_text()
+
+
+def kill_when(condition, options, workdir, step):
+    """Starts the run and kills it at the first moment that the condition is seen."""
+    process = start(options)
+    while not condition(workdir, step):
+        assert process.poll() is None, (condition.__name__, step, process.communicate())
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return condition(workdir, step)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(undisturbed, tmp_path):
+    text, whole = undisturbed
+    rng, workdir = random.Random(0), tmp_path / 'run'
+    options = arguments(text, workdir, train__steps=STEPS)
+    plan = [
+        (starting, 0),
+        (training, rng.randrange(1, 5)),
+        (saving, rng.randrange(6, 9)),
+        (evaluating, 10),
+        (training, rng.randrange(16, 20)),
+        (saving, rng.randrange(21, 24)),
+        (evaluating, STEPS),
+        (reporting, STEPS),
+    ]
+    hit = {}
+    for condition, step in plan:
+        seen = kill_when(condition, options, workdir, step)
+        hit[condition.__name__] = hit.get(condition.__name__, 0) + seen
+    # What was seen before the kill was still so after it: it did strike in a save, in an evaluation.
+    assert hit['saving'] >= 1, hit
+    assert hit['evaluating'] >= 1, hit
+    result = run(options)
+    assert result.code == 0, result.err
+    assert_same_run(workdir, whole)
+    events = [event['event'] for event in report(workdir)['history']]
+    assert events.count('resume') >= 5
+    assert not (workdir / 'unreadable').exists()
+
+
+# ------------------------------------------------------------------------- stopping, going on
+
+# A signal comes while step 10, after which an evaluation is due, is under way.
+STOP_AT_10 = """
+import signal, sys
+from lm import main
+from lm.data import pipeline
+batches = pipeline.batches
+def stopping(dataset, start=0):
+    for index, batch in batches(dataset, start):
+        if index == 9:
+            signal.raise_signal(signal.SIG{name})
+        yield index, batch
+pipeline.batches = stopping
+main.app.run(main.main, argv=['lm.main', *sys.argv[1:]], flags_parser=main.parse_flags)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['TERM', 'INT'])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(undisturbed, tmp_path, name):
+    text, whole = undisturbed
+    options = arguments(text, tmp_path / 'run', train__steps=STEPS, data__prefetch=1)
+    result = run(options, program=STOP_AT_10.replace('{name}', name))
+    assert result.code == 0, result.err
+    stopped_at = report(tmp_path / 'run')['steps']
+    assert 8 <= stopped_at <= 10
+    assert f'Asked to stop: saving step {stopped_at}.' in result.err
+    assert f'Stopped at step {stopped_at}. The same command goes on from there.' in result.out
+    assert not report(tmp_path / 'run')['finished']
+    result = run(options)
+    assert result.code == 0, result.err
+    assert report(tmp_path / 'run')['history'][2]['event'] == 'resume'
+    assert report(tmp_path / 'run')['history'][2]['step'] == stopped_at
+    assert_same_run(tmp_path / 'run', whole)
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_started_again_does_not_train_again(undisturbed, tmp_path):
+    text, whole = undisturbed
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    before, earlier = snapshot(workdir), report(workdir)
+    result = run(arguments(text, workdir, train__steps=STEPS))
+    assert result.code == 0
+    assert f'/{STEPS} ·' not in result.err  # no step in the progress
+    after = snapshot(workdir)
+    same = [name for name in before if name.startswith(('checkpoints/', 'metrics', 'tokenizer'))]
+    assert len(same) > 10
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+    for key in ('splits', 'samples', 'curves', 'throughput', 'finished', 'steps'):
+        assert report(workdir)[key] == earlier[key], key
+
+
+@pytest.mark.slow
+def test_on_another_device_count_a_run_sees_the_same_batches(undisturbed, tmp_path):
+    text, whole = undisturbed
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)  # for its first checkpoints, as if it had gone no further
+    options = {'train__steps': STEPS, 'checkpoint__keep': 100}
+    shutil.rmtree(workdir)
+    stops = [
+        (1, {}, 6),
+        (4, {'mesh__data': 1, 'mesh__fsdp': 2, 'mesh__tensor': 2}, 18),
+        (8, {'mesh__data': 4, 'mesh__sequence': 2}, STEPS),
+    ]
+    for devices, sizes, last in stops:
+        program = STOP_AT_10.replace('{name}', 'TERM').replace('== 9', f'== {last}')
+        result = run(arguments(text, workdir, **options, **sizes), devices, program)
+        assert result.code == 0, result.err
+    found, expected = metrics(workdir), metrics(whole)
+    assert [line['step'] for line in found] == [line['step'] for line in expected]
+    for name in ('train/loss', 'valid/loss'):
+        losses = [[line[name] for line in lines if name in line] for lines in (found, expected)]
+        np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
+    resumes = [e for e in report(workdir)['history'] if e['event'] in ('start', 'resume')]
+    assert [event['devices'] for event in resumes] == [1, 4, 8]
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+def counting_state(value, size=1 << 10):
+    """A state whose every number tells its step."""
+    return {'params': {'a': jnp.full((4, size), value, jnp.float32), 'b': jnp.int32(value)}}
+
+
+def shapes(state):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+
+
+def test_a_donated_buffer_does_not_change_under_a_save(tmp_path):
+    take_step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = counting_state(0, 1 << 19)
+    with Checkpoints(tmp_path, CheckpointConfig(every=1, keep=9, keep_best=0)) as checkpoints:
+        for step in range(1, 5):
+            state = take_step(state)
+            checkpoints.save(step, state, {'next_index': step}, None)
+            for _ in range(3):  # at once, while the files are written
+                state = take_step(state)
+        checkpoints.wait()
+        for step in range(1, 5):
+            _, found, data = checkpoints.restore(shapes(state), step)
+            assert data == {'next_index': step}
+            expected = 4 * (step - 1) + 1
+            assert (np.unique(found['params']['a']), found['params']['b']) == (expected, expected)
+
+
+@pytest.fixture(scope='module')
+def two_checkpoints(tmp_path_factory):
+    """A workdir with checkpoints of steps 1 and 2, and their files."""
+    workdir = tmp_path_factory.mktemp('two_checkpoints')
+    with Checkpoints(workdir, KEEP) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, counting_state(step), {'next_index': step}, 3.0 - step)
+    return workdir
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path):
+    path.write_bytes(b'')
+
+
+def flipped(path):
+    """One bit in each 16 bytes is another."""
+    data = path.read_bytes()
+    path.write_bytes(bytes(byte ^ (16 if i % 16 == 7 else 0) for i, byte in enumerate(data)))
+
+
+def removed(path):
+    path.unlink()
+
+
+def restored(workdir, **settings):
+    """The value of the restored state, its data, and what was said."""
+    said = []
+    with Checkpoints(workdir, KEEP, said.append, **settings) as checkpoints:
+        step, state, data = checkpoints.restore(shapes(counting_state(0)))
+        value = int(state['params']['b'])
+        assert np.array_equal(np.unique(state['params']['a']), [value])
+        assert step == value == data['next_index']
+        if not settings:
+            checkpoints.save(3, counting_state(3), {'next_index': 3}, 0.5)
+            checkpoints.wait()
+            assert checkpoints.steps[-1] == checkpoints.best == 3
+    return step, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('damage', [cut, emptied, flipped, removed], ids=lambda f: f.__name__)
+def test_whatever_file_is_damaged_no_wrong_number_is_restored(two_checkpoints, tmp_path, damage):
+    files = [p for p in sorted(two_checkpoints.glob('checkpoints/2/**/*')) if p.is_file()]
+    fell_back = set()
+    for number, file in enumerate(files):
+        workdir = tmp_path / str(number)
+        shutil.copytree(two_checkpoints, workdir)
+        broken = workdir / file.relative_to(two_checkpoints)
+        damage(broken)
+        held = snapshot(workdir / 'checkpoints/2')
+        step, said = restored(workdir)
+        if step == 1:
+            fell_back.add(file.name)
+            assert any('2 cannot be read' in line for line in said), said
+            assert any('Going on from step 1.' in line for line in said), said
+            assert snapshot(workdir / 'unreadable/2') == held  # nothing is deleted
+    assert fell_back, 'no damage was seen: these are not the files that are read'
+
+
+@pytest.mark.parametrize('damage', ['folder is empty', 'folder is a file', 'array is gone'])
+def test_a_broken_checkpoint_is_set_aside_and_the_one_before_it_used(
+    two_checkpoints, tmp_path, damage
+):
+    workdir = tmp_path / 'run'
+    shutil.copytree(two_checkpoints, workdir)
+    newest = workdir / 'checkpoints/2'
+    shutil.rmtree(newest / 'state' if damage == 'array is gone' else newest)
+    if damage == 'folder is empty':
+        newest.mkdir()
+    if damage == 'folder is a file':
+        newest.write_text('')
+    step, said = restored(workdir)
+    assert step == 1
+    if damage == 'array is gone':
+        assert said[0].startswith('The checkpoint of step 2 cannot be read (')
+        assert said[1].startswith('Going on from step 1. What cannot be read was moved to ')
+        assert sorted(p.name for p in (workdir / 'unreadable/2').iterdir() if p.is_dir()) == [
+            'data',
+            'metrics',
+        ]
+
+
+def test_one_who_only_reads_moves_nothing_and_breaks_no_save(two_checkpoints, tmp_path):
+    workdir = tmp_path / 'run'
+    shutil.copytree(two_checkpoints, workdir)
+    (workdir / 'checkpoints/2/data/metadata').write_text('{"next_ind')
+    saving_now = workdir / 'checkpoints/3.orbax-checkpoint-tmp'
+    saving_now.mkdir()
+    before = snapshot(workdir)
+    step, said = restored(workdir, read_only=True)
+    assert step == 1
+    assert said[-1] == 'Using that of step 1.'
+    assert snapshot(workdir) == before
+    assert saving_now.is_dir()
+
+
+@pytest.mark.slow
+def test_when_no_checkpoint_can_be_read_nothing_is_changed(undisturbed, tmp_path):
+    text, whole = undisturbed
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    for path in workdir.glob('checkpoints/*/state/_METADATA'):
+        cut(path)
+    before = snapshot(workdir)
+    for mode in ('train', 'evaluate', 'generate'):
+        options = arguments(text, workdir, train__steps=STEPS)
+        result = call([*options, f'--mode={mode}'])
+        assert result.code == 2
+        assert result.err.count('\n') == 1
+        assert result.err.startswith('error: no checkpoint in ')
+        assert 'Nothing was changed' in result.err
+        assert snapshot(workdir) == before
+
+
+@pytest.mark.slow
+def test_evaluation_leaves_a_checkpoint_and_falls_back(undisturbed, tmp_path):
+    _, whole = undisturbed
+    workdir = tmp_path / 'run'
+    shutil.copytree(whole, workdir)
+    newest = workdir / f'checkpoints/{STEPS}/data/metadata'
+    flipped(newest)
+    model = load(workdir)
+    assert model.step < STEPS
+    assert newest.exists()
