@@ -7,8 +7,10 @@ be read or does not match is set aside, and the one before it is used.
 
 import contextlib
 import errno
+import functools
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ class Checkpoints:
         """
         # Orbax narrates every save; what goes wrong is raised too.
         logging.getLogger('absl').setLevel(logging.CRITICAL)
+        _ignore_late_futures()
         self.folder = Path(workdir).absolute() / 'checkpoints'
         self._aside = self.folder.parent / 'unreadable'
         self._say, self._keep, self._read_only = say, config, read_only
@@ -215,6 +218,22 @@ class Checkpoints:
         else:  # What is under way is still written; of several errors, the first is the one to tell.
             with contextlib.suppress(Exception):
                 self.close()
+
+
+@functools.cache
+def _ignore_late_futures() -> None:
+    """Keeps tracebacks of tensorstore's threads from the terminal.
+
+    When one file of a checkpoint fails, Orbax raises and closes its event loop; each file that is still
+    under way then prints that the loop is closed.
+    """
+    earlier = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            earlier(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:

@@ -184,7 +184,7 @@ def test_one_mistake_after_the_other_in_one_workdir(text, tmp_path):
 def test_bytes_that_are_not_utf8_are_counted_and_told(text, tmp_path):
     text.write_bytes(b'caf\xe9 \xff\xfe\n' + text.read_bytes())
     workdir = tmp_path / 'run'
-    result = run(arguments(text, workdir, train__steps=1, train__eval_every=0), devices=8)
+    result = run(arguments(text, workdir, train__steps=2))
     assert result.code == 0, result.err
     for split in ('train', 'valid'):
         line = f"warning: 3 bytes of the {split} source 'text:{text}' are not UTF-8"
@@ -320,65 +320,76 @@ def test_prompts(workdir):
 
 # ------------------------------------------------------------------------------------ full disk
 
+# The moment from which the disk is full -> what the line says, and the checkpoints that are left.
+FULL = {
+    'start': ('No space left', []),
+    'metrics': ('metrics.jsonl', [4, 8]),
+    'checkpoint': ('is full: this checkpoint was not saved. Kept: steps [4, 8].', [4, 8]),
+    'report': ('report.json', [8, 12]),
+}
 
-@needs_root
-@pytest.mark.slow
-@pytest.mark.parametrize('what', ['checkpoint', 'metrics', 'start'])
-def test_a_full_disk_loses_nothing(finished, tmp_path, what):
-    text, whole = finished
-    with small_disk(tmp_path / 'disk', 4000) as disk:
-        workdir, filler = disk / 'run', disk / 'filler'
-        options = arguments(text, workdir, train__steps=12, checkpoint__every=4)
-        if what != 'start':
-            result = run(
-                options, 8, FILL_AT_10.replace('{filler}', str(filler)).replace('{what}', what)
-            )
-        else:
-            fill(filler)
-            result = run(options, 8)
-        assert_refused_at_last(result, 'No space left' if what != 'checkpoint' else 'is full')
-        kept = sorted(int(p.name) for p in workdir.glob('checkpoints/*') if p.name.isdigit())
-        assert kept == ([] if what == 'start' else [4, 8])
-        filler.unlink()
-        result = run(options, 8)
-        assert result.code == 0, result.err
-        undisturbed = tmp_path / 'undisturbed'
-        assert run([*options, f'--workdir={undisturbed}'], 8).code == 0
-        assert metrics(workdir) == metrics(undisturbed)
+# Fills the disk just before step 10 is logged, step 12 is saved, or the report is written.
+FILL = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, 'tests')
+from test_bad_input import fill
+from lm import checkpoint, main, report, writer
+def before(place, name, is_time):
+    function = getattr(place, name)
+    def filling(self, *arguments):
+        if is_time(self, *arguments):
+            fill(Path(FILLER))
+        return function(self, *arguments)
+    setattr(place, name, filling)
+def log_10(self, step, metrics):
+    if step == 10:
+        while not (self._path.parent / 'checkpoints/8').exists():
+            time.sleep(0.01)
+        fill(Path(FILLER))
+        fill(self._path)  # the rest of its last block
+if WHAT == 'metrics':
+    before(writer.MetricsWriter, 'write', log_10)
+if WHAT == 'checkpoint':
+    before(checkpoint.Checkpoints, 'save', lambda self, step, *rest: step == 12)
+if WHAT == 'report':
+    before(report, 'write', lambda *rest: True)
+main.app.run(main.main, argv=['lm.main', *sys.argv[1:]], flags_parser=main.parse_flags)
+"""
 
 
 def fill(path):
-    """Writes a file until the disk is full."""
-    with contextlib.suppress(OSError), path.open('wb', buffering=0) as file:
+    """Appends to a file until the disk is full."""
+    with path.open('ab', buffering=0) as file:
         for size in (1 << 16, 1 << 10, 1):
             with contextlib.suppress(OSError):
                 while True:
                     file.write(b'x' * size)
 
 
-# The disk is full from the moment that the checkpoint, or the metrics, of step 10 are to be written.
-FILL_AT_10 = """
-import sys
-sys.path.insert(0, 'tests')
-from pathlib import Path
-from test_bad_input import fill
-from lm import checkpoint, main, writer
-if '{what}' == 'checkpoint':
-    save = checkpoint.Checkpoints.save
-    def full(self, step, *rest):
-        if step == 12:
-            fill(Path('{filler}'))
-        return save(self, step, *rest)
-    checkpoint.Checkpoints.save = full
-else:
-    write = writer.MetricsWriter.write
-    def full(self, step, values):
-        if step == 10:
-            fill(Path('{filler}'))
-        return write(self, step, values)
-    writer.MetricsWriter.write = full
-main.app.run(main.main, argv=['lm.main', *sys.argv[1:]], flags_parser=main.parse_flags)
-"""
+@needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize('what', FULL)
+def test_a_full_disk_loses_nothing(text, tmp_path, what):
+    message, kept = FULL[what]
+    with small_disk(tmp_path / 'disk', 4000) as disk:
+        workdir, filler = disk / 'run', disk / 'filler'
+        options = arguments(text, workdir, train__steps=12, checkpoint__every=4)
+        if what == 'start':
+            fill(filler)
+        program = FILL.replace('FILLER', repr(str(filler))).replace('WHAT', repr(what))
+        result = run(options, program=program)
+        assert_refused_at_last(result, message)
+        found = sorted(int(p.name) for p in workdir.glob('checkpoints/*') if p.name.isdigit())
+        assert found == kept
+        filler.unlink()
+        result = run(options)
+        assert result.code == 0, result.err
+        assert [line['step'] for line in metrics(workdir) if 'train/loss' in line] == [
+            *range(1, 13)
+        ]
+        events = json.loads((workdir / 'report.json').read_text())['history']
+        assert events[-2]['step'] == max(kept, default=0)
 
 
 def assert_refused_at_last(result, part):
@@ -388,7 +399,7 @@ def assert_refused_at_last(result, part):
     lines = result.err.splitlines()
     assert lines[-1].startswith('error: '), result.err
     assert part in lines[-1], lines[-1]
-    assert all(line.startswith('step ') for line in lines[:-1]), result.err
+    assert all(line.startswith(('step ', 'tokenize ')) for line in lines[:-1]), result.err
 
 
 # -------------------------------------------------------------------------------- it diverges
@@ -398,7 +409,7 @@ def assert_refused_at_last(result, part):
 def test_a_run_that_diverges_stops_and_says_what_is_known(text, tmp_path):
     workdir = tmp_path / 'run'
     rates = {'optimizer__learning_rate': 1e30, 'optimizer__clip_norm': 0, 'train__max_bad_steps': 4}
-    result = run(arguments(text, workdir, train__log_every=2, **rates), devices=8)
+    result = run(arguments(text, workdir, train__log_every=2, **rates))
     assert result.code == 1
     assert 'Traceback' not in result.err
     last = result.err.splitlines()[-1]
@@ -423,7 +434,8 @@ def test_a_run_that_diverges_stops_and_says_what_is_known(text, tmp_path):
 def test_nothing_of_the_machinery_is_seen(finished, tmp_path):
     """No word of XLA's, JAX's or Orbax's, with the platform not given either."""
     text, workdir = finished[0], tmp_path / 'run'
-    environment = {k: v for k, v in os.environ.items() if k != 'JAX_PLATFORMS'}
+    given = ('JAX_PLATFORMS', 'TF_CPP_MIN_LOG_LEVEL')  # by the tests, and by JAX in this process
+    environment = {k: v for k, v in os.environ.items() if k not in given}
     sizes = {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2}
     result = subprocess.run(
         [sys.executable, '-m', 'lm.main', *arguments(text, workdir, train__steps=4, **sizes)],

@@ -193,17 +193,14 @@ def test_a_finished_run_that_is_started_again_does_not_train_again(undisturbed, 
 def test_on_another_device_count_a_run_sees_the_same_batches(undisturbed, tmp_path):
     text, whole = undisturbed
     workdir = tmp_path / 'run'
-    shutil.copytree(whole, workdir)  # for its first checkpoints, as if it had gone no further
-    options = {'train__steps': STEPS, 'checkpoint__keep': 100}
-    shutil.rmtree(workdir)
-    stops = [
+    starts = [  # devices, mesh, and the batch at which it is stopped
         (1, {}, 6),
         (4, {'mesh__data': 1, 'mesh__fsdp': 2, 'mesh__tensor': 2}, 18),
-        (8, {'mesh__data': 4, 'mesh__sequence': 2}, STEPS),
+        (8, {'mesh__data': 4, 'mesh__sequence': 2}, 1000),
     ]
-    for devices, sizes, last in stops:
+    for devices, sizes, last in starts:
         program = STOP_AT_10.replace('{name}', 'TERM').replace('== 9', f'== {last}')
-        result = run(arguments(text, workdir, **options, **sizes), devices, program)
+        result = run(arguments(text, workdir, train__steps=STEPS, **sizes), devices, program)
         assert result.code == 0, result.err
     found, expected = metrics(workdir), metrics(whole)
     assert [line['step'] for line in found] == [line['step'] for line in expected]

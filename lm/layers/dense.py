@@ -1,10 +1,43 @@
 """The one matrix product of the layers."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 STDDEV = 0.02  # Of initial weights, as in GPT-2.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+    """Returns `x` with its last `inputs` axes contracted with the first of `kernel`."""
+    axes = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
+    return jax.lax.dot_general(x, kernel, (axes, ((), ())))
+
+
+def _product_forward(x, kernel, inputs):
+    return product(x, kernel, inputs), (x, kernel)
+
+
+def _product_backward(inputs, residuals, gradient):
+    """The two products of the gradient.
+
+    On CPU XLA fuses the element-wise operations that make `x` and `gradient` into a strided transpose
+    of each product's own; a barrier keeps them apart, and takes a fifth to a quarter off the step.
+    """
+    x, kernel = residuals
+    if jax.default_backend() == 'cpu':
+        x, gradient = jax.lax.optimization_barrier((x, gradient))
+    batch = tuple(range(x.ndim - inputs))
+    outputs = tuple(range(len(batch), gradient.ndim)), tuple(range(inputs, kernel.ndim))
+    return (
+        jax.lax.dot_general(gradient, kernel, (outputs, ((), ()))),
+        jax.lax.dot_general(x, gradient, ((batch, batch), ((), ()))),
+    )
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nn.Module):
@@ -31,8 +64,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = x.shape[-self.inputs :] + self.features
         kernel = self.param('kernel', nn.initializers.normal(STDDEV * self.scale), shape)
-        axes = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs)
         if self.bias:
             y += self.param('bias', nn.initializers.zeros, self.features).astype(self.dtype)
         return y

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.layers.dense import STDDEV, float32_product
+from lm.mesh import constrain
 
 
 class Embed(nn.Module):
@@ -15,11 +16,13 @@ class Embed(nn.Module):
         size: V, how many.
         features: D.
         dtype: of the result.
+        split: the mesh axis that splits V.
     """
 
     size: int
     features: int
     dtype: jnp.dtype = jnp.float32
+    split: str | None = None
 
     def setup(self):
         self.embedding = self.param(
@@ -28,7 +31,10 @@ class Embed(nn.Module):
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         """Returns rows: int `[...] -> [..., D]`. An index past the end takes the last row."""
-        return jnp.take(self.embedding, indices, axis=0, mode='clip').astype(self.dtype)
+        # Gathered over `fsdp` first, as every parameter is where it is used: XLA would otherwise
+        # split the result along D, and move all of it to where its rows belong.
+        table = constrain(self.embedding, (self.split, None))
+        return jnp.take(table, indices, axis=0, mode='clip').astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products with every row, float32: `[..., D] -> [..., V]`."""

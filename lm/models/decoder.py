@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         lookup(dict.fromkeys(POSITIONS), c.position, 'config.model.position')
         lookup(REMATS, c.remat, 'config.model.remat')
         dtype = jnp.dtype(c.dtype)
-        self.embed = Embed(self.padded_vocab_size, c.embed_dim, dtype)
+        self.embed = Embed(self.padded_vocab_size, c.embed_dim, dtype, split='tensor')
         if c.position == 'learned':
             self.position = Embed(self.max_length, c.embed_dim, dtype)
         self.dropout = nn.Dropout(c.dropout)
