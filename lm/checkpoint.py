@@ -222,15 +222,17 @@ class Checkpoints:
 
 @functools.cache
 def _ignore_late_futures() -> None:
-    """Keeps tracebacks of tensorstore's threads from the terminal.
+    """Keeps tracebacks of Orbax's abandoned work from the terminal.
 
     When one file of a checkpoint fails, Orbax raises and closes its event loop; each file that is still
-    under way then prints that the loop is closed.
+    under way then prints what becomes of it.
     """
     earlier = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != 'Event loop is closed':
+        code = getattr(unraisable.object, 'cr_code', None)
+        of_orbax = code is not None and 'orbax' in code.co_filename
+        if not of_orbax and str(unraisable.exc_value) != 'Event loop is closed':
             earlier(unraisable)
 
     sys.unraisablehook = hook

@@ -147,7 +147,8 @@ class MetricsWriter:
     def close(self) -> None:
         """Flushes and closes everything. May be called twice."""
         if self._file is not None:
-            self._file.close()
+            with _naming(self._path):
+                self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command_line import arguments, call, metrics, run, snapshot, start, write_text
 
+from lm import checkpoint, tree
 from lm import config as configs
 from lm import run as runs
 from lm.checkpoint import Checkpoints
@@ -19,7 +20,7 @@ from lm.config import CheckpointConfig
 from lm.inference import load
 
 STEPS = 30
-KEEP = CheckpointConfig(every=1, keep=2, keep_best=1)
+KEEP = CheckpointConfig(every=1, keep=3, keep_best=1)
 
 
 @pytest.fixture(scope='module')
@@ -137,7 +138,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(undisturb
 
 # ------------------------------------------------------------------------- stopping, going on
 
-# A signal comes while step 10, after which an evaluation is due, is under way.
+# A signal comes before step 10, after which an evaluation is due: batches are read one ahead.
 STOP_AT_10 = """
 import signal, sys
 from lm import main
@@ -145,7 +146,7 @@ from lm.data import pipeline
 batches = pipeline.batches
 def stopping(dataset, start=0):
     for index, batch in batches(dataset, start):
-        if index == 9:
+        if index == 10:
             signal.raise_signal(signal.SIG{name})
         yield index, batch
 pipeline.batches = stopping
@@ -160,15 +161,14 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(undisturbed, tmp_
     options = arguments(text, tmp_path / 'run', train__steps=STEPS, data__prefetch=1)
     result = run(options, program=STOP_AT_10.replace('{name}', name))
     assert result.code == 0, result.err
-    stopped_at = report(tmp_path / 'run')['steps']
-    assert 8 <= stopped_at <= 10
-    assert f'Asked to stop: saving step {stopped_at}.' in result.err
-    assert f'Stopped at step {stopped_at}. The same command goes on from there.' in result.out
+    assert 'Asked to stop: saving step 10.' in result.err
+    assert result.out == 'Stopped at step 10. The same command goes on from there.\n'
+    assert not any('valid/loss' in line for line in metrics(tmp_path / 'run')[10:])
     assert not report(tmp_path / 'run')['finished']
     result = run(options)
     assert result.code == 0, result.err
     assert report(tmp_path / 'run')['history'][2]['event'] == 'resume'
-    assert report(tmp_path / 'run')['history'][2]['step'] == stopped_at
+    assert report(tmp_path / 'run')['history'][2]['step'] == 10
     assert_same_run(tmp_path / 'run', whole)
 
 
@@ -199,7 +199,7 @@ def test_on_another_device_count_a_run_sees_the_same_batches(undisturbed, tmp_pa
         (8, {'mesh__data': 4, 'mesh__sequence': 2}, 1000),
     ]
     for devices, sizes, last in starts:
-        program = STOP_AT_10.replace('{name}', 'TERM').replace('== 9', f'== {last}')
+        program = STOP_AT_10.replace('{name}', 'TERM').replace('== 10', f'== {last}')
         result = run(arguments(text, workdir, train__steps=STEPS, **sizes), devices, program)
         assert result.code == 0, result.err
     found, expected = metrics(workdir), metrics(whole)
@@ -303,6 +303,29 @@ def test_whatever_file_is_damaged_no_wrong_number_is_restored(two_checkpoints, t
             assert any('Going on from step 1.' in line for line in said), said
             assert snapshot(workdir / 'unreadable/2') == held  # nothing is deleted
     assert fell_back, 'no damage was seen: these are not the files that are read'
+
+
+def test_numbers_that_changed_in_a_readable_file_are_not_used(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, KEEP) as checkpoints:
+        checkpoints.save(1, counting_state(1), {'next_index': 1}, 2.0)
+        checkpoints.save(2, counting_state(2), {'next_index': 2}, 1.0)
+        fingerprint = tree.fingerprint
+        monkeypatch.setattr(
+            checkpoint,
+            '_snapshot',
+            lambda state: {'state': state, 'fingerprint': fingerprint(state) + 1},
+        )
+        checkpoints.save(3, counting_state(3), {'next_index': 3}, 0.5)
+    data = tmp_path / 'checkpoints/2/data/metadata'
+    data.write_text(data.read_text().replace('2', '3', 1))
+    monkeypatch.undo()
+    step, said = restored(tmp_path)
+    assert step == 1
+    for newer, line in zip((3, 2), said, strict=False):
+        assert line == (
+            f'The checkpoint of step {newer} cannot be read '
+            '(its fingerprint does not match its contents).'
+        )
 
 
 @pytest.mark.parametrize('damage', ['folder is empty', 'folder is a file', 'array is gone'])

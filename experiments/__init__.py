@@ -1,0 +1,1 @@
+"""Questions answered by runs: one folder each, with the command and the result in its README."""
