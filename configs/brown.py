@@ -21,18 +21,19 @@ def get_config() -> ConfigDict:
     config.data.random_crop = True
     config.tokenizer.vocab_size = 8192
     config.model.num_layers = 4
-    config.model.embed_dim = 256
+    config.model.embed_dim = 192
     config.model.num_heads = 4
     config.model.activation = 'swiglu'
     config.model.qk_norm = True
-    config.model.dropout = 0.2  # several epochs of a small text
+    config.model.dropout = 0.1  # three epochs of a small text
+    config.model.scan_layers = False
     config.optimizer.name = 'muon'
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 5e-3
     config.schedule.kind = 'linear'
     config.schedule.final_scale = 0.0
-    config.train.steps = 3000
-    config.train.eval_every = 500
-    config.checkpoint.every = 500
+    config.train.steps = 1500
+    config.train.eval_every = 250
+    config.checkpoint.every = 250
     config.eval.stride = 64
     config.generate.prompts = ('The',)
     return config

@@ -29,10 +29,11 @@ def get_config() -> ConfigDict:
     config.schedule.kind = 'linear'
     config.schedule.warmup_steps = 20
     config.schedule.final_scale = 0.0
-    config.train.steps = 250
-    config.train.eval_every = 125
-    config.checkpoint.every = 125
+    config.train.log_every = 5
+    config.train.steps = 220
+    config.train.eval_every = 110
+    config.checkpoint.every = 110
     config.generate.prompts = ('Return the', 'The module', 'This function')
-    config.generate.temperature = 0.6
+    config.generate.temperature = 0.5
     config.generate.top_p = 0.9
     return config

@@ -33,8 +33,9 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.embed_dim = 128
     config.model.norm = 'layernorm'
-    config.model.position = 'learned'
-    config.optimizer.learning_rate = 1e-3
+    config.model.position = 'rotary'
+    config.model.scan_layers = False
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.99  # few tokens a step
     config.schedule.warmup_steps = 100
     config.train.steps = 2000
