@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
             'vocab_size': 4096,  # int, pieces. Only read when sentencepiece is trained.
             # bool. Characters outside the vocabulary become bytes, so that nothing is unknown.
             'byte_fallback': True,
-            # int, bytes. At most so much of the training text is read to train sentencepiece.
+            # int, bytes. Sentencepiece is trained on at most so much, spread over the training text.
             'train_bytes': 20_000_000,
         }
     )
@@ -126,7 +126,7 @@ def get_config() -> ConfigDict:
             # str, regular expression over parameter paths that weight decay applies to. Paths look
             # like `layers/attention/query/kernel`.
             'decay_paths': r'kernel$|embedding$',
-            # dict. Further arguments of the optax factory, by name.
+            # dict. Further arguments of the optax factory, by name; set in a config file.
             'options': ConfigDict(),
             'clip_norm': 1.0,  # float. The gradient's global norm is cut to this. 0 = off.
             'accumulation': 1,  # int. Each batch goes through the model in so many equal parts.
@@ -168,7 +168,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict(
         {
-            'batch_size': 0,  # int, rows. 0 = data.batch_size.
+            'batch_size': 0,  # int, rows. 0 = data.batch_size / accumulation.
             # int, tokens. Sliding windows: each scores only its last `stride` tokens, given all
             # before them. 0 = windows side by side. Smaller is slower and more exact.
             'stride': 0,

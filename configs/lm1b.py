@@ -1,6 +1,6 @@
 """One Billion Word Benchmark, in the size of Flax's lm1b example. For 8 accelerators.
 
-    python -m lm.main --config=configs/lm1b.py --config.data.tfds_dir=gs://BUCKET/tensorflow_datasets
+    python -m lm.main --config=configs/lm1b.py --config.data.tfds_dir=/mnt/bucket/tensorflow_datasets
 
 Needs the TFDS data set `lm1b`, prepared as ArrayRecord (see the README). Not yet run at full length here:
 tests run it with a small data set of the same name and features.

@@ -44,7 +44,7 @@ def get_config(name: str, **overrides: Any) -> Any:
     config = configs.load(name)
     known = dict(configs.flatten(config.to_dict()))
     for key, value in configs.flatten(overrides):
-        if key not in known:
+        if key not in known and not key.startswith('optimizer.options.'):
             raise InputError(f"'config.{key}' is not a config key.{nearest(key, known)}")
         section, _, leaf = key.rpartition('.')
         with config.ignore_type():

@@ -20,19 +20,24 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from lm import tree
+from lm import mesh, tree
 from lm.config import CheckpointConfig, digest
 from lm.errors import InputError
 
 
-@jax.jit
 def _snapshot(state: Any) -> Any:
-    """Copies a state, with its fingerprint.
+    """Returns a state with its fingerprint, safe from the donation of its buffers to the next step.
 
-    The copy matters on CPU, where Orbax would otherwise write from the very buffers that the next step,
-    to which they are donated, overwrites.
+    On an accelerator Orbax has copied the state to the host when its `save` returns. On CPU the host's
+    view may be the very buffers, so they are copied.
     """
-    return {'state': jax.tree.map(jnp.copy, state), 'fingerprint': tree.fingerprint(state)}
+    if jax.default_backend() == 'cpu':
+        state = _copy(state)
+    return {'state': state, 'fingerprint': _fingerprint(state)}
+
+
+_copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+_fingerprint = jax.jit(tree.fingerprint)
 
 
 class Checkpoints:
@@ -170,7 +175,7 @@ class Checkpoints:
             ),
         )
         state, data = restored['state']['state'], dict(restored['data'])
-        same = int(jax.jit(tree.fingerprint)(state)) == int(restored['state']['fingerprint'])
+        same = int(_fingerprint(state)) == int(restored['state']['fingerprint'])
         if not same or data.pop('digest') != digest(data):
             raise ValueError('its fingerprint does not match its contents')
         return state, data
@@ -182,8 +187,10 @@ class Checkpoints:
             self._say(f'Using that of step {step}.')
             return
         self._manager.close()
+        mesh.barrier('unreadable checkpoints found')
         for newer in broken:
             self._move(self.folder / str(newer), str(newer))
+        mesh.barrier('unreadable checkpoints moved')
         self._manager = self._open()
         self._say(f'Going on from step {step}. What cannot be read was moved to {self._aside}.')
 

@@ -1,4 +1,4 @@
-"""Evaluates a run's checkpoint on its splits, and brings its report up to date."""
+"""Evaluates a run's checkpoint on its splits, and keeps the result."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import report
 from lm import run as runs
 from lm.inference import load
 from lm.perplexity import perplexity
+from lm.writer import plain
 
 
 def evaluate(
@@ -21,7 +21,8 @@ def evaluate(
     """Returns the perplexity of each evaluation split of a run, whole.
 
     Args:
-        workdir: the run's folder. If it holds a report, its table of splits is replaced.
+        workdir: the run's folder. The result is added to its `evaluations.jsonl`, with the checkpoint
+            and the settings; the report stays that of the end of training.
         checkpoint: `latest`, `best` (lowest validation loss) or a step.
         config: where given, its `eval` section is used instead of the run's, and its splits.
 
@@ -41,12 +42,13 @@ def evaluate(
     results = {
         name: perplexity(run, model.params, split, label=name) for name, split in splits.items()
     }
-    path = workdir / 'report.json'
-    if path.exists() and jax.process_index() == 0:
-        try:
-            written = json.loads(path.read_text()) | {'splits': results}
-        except ValueError:
-            print(f"'{path}' is damaged and was left as it is; train to its end again to renew it.")
-        else:
-            report.write(workdir, written, configs.defaults())
+    if jax.process_index() == 0:
+        line = {
+            'step': model.step,
+            'eval': dataclasses.asdict(run.config.eval),
+            'sources': {name: getattr(run.config.data, name) for name in results},
+            'splits': results,
+        }
+        with open(workdir / 'evaluations.jsonl', 'a', encoding='utf-8') as file:
+            file.write(json.dumps(plain(line)) + '\n')
     return results

@@ -1,6 +1,5 @@
 """A trained model in three lines: load, generate, measure."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from lm import config as configs
 from lm import decode, mesh
 from lm import run as runs
 from lm.checkpoint import Checkpoints
-from lm.config import GenerateConfig, MeshConfig
+from lm.config import GenerateConfig
 from lm.data import features
 from lm.errors import InputError
 from lm.perplexity import perplexity
@@ -159,9 +158,11 @@ def load(workdir: str | Path, checkpoint: str | int = 'latest') -> LanguageModel
     workdir = Path(workdir)
     config = configs.parse(runs.read_config(workdir))
     step = _step(workdir, config, checkpoint)
-    if not mesh.fits(config.mesh, jax.device_count()):
-        config = dataclasses.replace(config, mesh=MeshConfig(1, 1, 1, 1))
-    run = runs.build(config, runs.build_tokenizer(config, workdir))
+    try:
+        device_mesh = runs.check_mesh(config)
+    except InputError:  # trained on other devices than there are here
+        device_mesh = mesh.one_device()
+    run = runs.build(config, runs.build_tokenizer(config, workdir), device_mesh)
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         step, state, _ = checkpoints.restore(run.steps.shapes, step)
     return LanguageModel(run, evaluated_params(state), step)

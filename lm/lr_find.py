@@ -1,6 +1,5 @@
 """The learning-rate range test (Smith 2017, https://arxiv.org/abs/1506.01186)."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -31,19 +30,17 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
     """
     config = configs.parse(config)
     workdir = Path(workdir)
-    runs.check_mesh(config)
+    device_mesh = runs.check_mesh(config)
     runs.open_workdir(workdir, config)
     text = runs.build_tokenizer(config, workdir)
-    run = runs.build(config, text)
+    run = runs.build(config, text, device_mesh)
     split = runs.tokenized_splits(config, text, ('train',))['train']
     total = max(20, min(MOST_STEPS, config.train.steps))
 
     def learning_rate(step):
         return LOWEST * (HIGHEST / LOWEST) ** (step / (total - 1))
 
-    optimizer = optimizers.build(
-        dataclasses.replace(config.optimizer, ema_decay=0.0), learning_rate
-    )
+    optimizer = optimizers.build(config.optimizer, learning_rate)
     dataset = pipeline.train_dataset(
         split, config.data, run.objective, config.seed, jax.process_index(), jax.process_count()
     )
@@ -63,7 +60,7 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
             progress.update(step + 1, loss=loss, learning_rate=rate)
             if loss > points[0][1] and loss > DIVERGED * min(loss for _, loss in points):
                 break
-    suggestion = plots.suggest_learning_rate(*zip(*points, strict=True))
+    suggestion = plots.suggest_learning_rate([r for r, _ in points], [x for _, x in points])
     content = {'suggestion': suggestion, 'points': points}
     atomic_write(workdir / 'lr_find.json', json.dumps(content) + '\n')
     plots.learning_rate_plot(points, suggestion, workdir / 'lr_find.png')

@@ -74,16 +74,24 @@ def _workdir() -> Path:
     return Path('runs') / Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
+def _say(*lines: str) -> None:
+    """Prints on the first host only."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(*lines, sep='\n')
+
+
 def _train() -> None:
     from lm.training import train
 
     written = train(_config(), _workdir())
     if not written['finished']:
-        print(f'Stopped at step {written["steps"]}. The same command goes on from there.')
+        _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
         return
     for split, result in written['splits'].items():
-        print(_line(split, result))
-    print(f'Report: {_workdir() / "report.html"}')
+        _say(_line(split, result))
+    _say(f'Report: {_workdir() / "report.html"}')
 
 
 def _line(split: str, result: dict) -> str:
@@ -102,7 +110,7 @@ def _evaluate() -> None:
     from lm.evaluate import evaluate
 
     for split, result in evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value).items():
-        print(_line(split, result))
+        _say(_line(split, result))
 
 
 def _generate() -> None:
@@ -133,8 +141,8 @@ def _lr_find() -> None:
     from lm.lr_find import find
 
     suggestion = find(_config(), _workdir())
-    print(f'Suggested: --config.optimizer.learning_rate={suggestion:.2g}')
-    print(f'Plot: {_workdir() / "lr_find.png"}')
+    _say(f'Suggested: --config.optimizer.learning_rate={suggestion:.2g}')
+    _say(f'Plot: {_workdir() / "lr_find.png"}')
 
 
 def _compare() -> None:

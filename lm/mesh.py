@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,6 +38,11 @@ PARAMETER_RULES = (
     (r'(attention/out|mlp/down)/bias$', (None,)),  # [D]
     (r'norm/(scale|bias)$', (None,)),  # [D] or [K]
 )
+
+
+def one_device() -> Mesh:
+    """Returns the mesh of the first device alone."""
+    return make(MeshConfig(1, 1, 1, 1), jax.local_devices()[:1])
 
 
 def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -95,6 +101,12 @@ def check_batch(rows: int, length: int, accumulation: int, mesh: Mesh, place: st
             f'{place} = {rows} rows cannot be divided by {parts} (mesh.data {mesh.shape["data"]} x '
             f'mesh.fsdp {mesh.shape["fsdp"]} x optimizer.accumulation {accumulation}). '
             f'The nearest that can: {max(parts, round(rows / parts) * parts)}.'
+        )
+    inner = mesh.shape['tensor'] * mesh.shape['sequence']
+    if jax.process_count() > 1 and jax.local_device_count() % inner:
+        raise InputError(
+            f'mesh.tensor x mesh.sequence = {inner} must divide the {jax.local_device_count()} devices of '
+            'each host: a row of a batch lies on one host.'
         )
     if length % mesh.shape['sequence']:
         parts = mesh.shape['sequence']
@@ -163,6 +175,19 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch's `[B, T]` fields: rows and positions are split."""
     return NamedSharding(mesh, P(ROWS, 'sequence'))
+
+
+def agree(flag: bool) -> bool:
+    """Returns whether the flag is set on any host: the same answer on all of them."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def barrier(name: str) -> None:
+    """Returns when every host has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
@@ -106,6 +107,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig], dict[str, Any]]] = {
         'beta': c.b1,
         'adam_b1': c.b1,
         'adam_b2': c.b2,
+        'eps': c.eps,
         'consistent_rms': 0.2,
         'muon_weight_dimension_numbers': _muon_matrices,
     },
@@ -145,18 +147,30 @@ def build(config: OptimizerConfig, learning_rate: optax.Schedule) -> optax.Gradi
             f"config.optimizer.decay_paths = '{config.decay_paths}' is not a regular expression: {error}."
         ) from None
     factory = _factory(config.name)
-    arguments = OPTIMIZERS[config.name](config) if config.name in OPTIMIZERS else {}
-    arguments |= dict(config.options)
     known = inspect.signature(factory).parameters
+    if config.name in OPTIMIZERS:
+        arguments = OPTIMIZERS[config.name](config)
+    else:
+        ours = {'b1': config.b1, 'b2': config.b2, 'eps': config.eps, 'weight_decay': 0.0}
+        arguments = {name: value for name, value in ours.items() if name in known}
+    arguments |= dict(config.options)
     for option in arguments:
         if option not in known:
             raise InputError(
                 f"config.optimizer.options.{option} is not an argument of optax's {config.name}."
                 f'{nearest(option, known)}'
             )
+    algorithm = factory(**arguments | {'learning_rate': 1.0})
+    try:  # Some want more than a gradient, such as the loss or a line search.
+        weights = {'w': jnp.ones((2, 2))}
+        jax.eval_shape(lambda w: algorithm.update(w, algorithm.init(w), w), weights)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"config.optimizer.name = '{config.name}' cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        factory(**arguments | {'learning_rate': 1.0}),
+        algorithm,
         optax.add_decayed_weights(
             -config.weight_decay, mask=lambda params: tree.matches(decays.pattern, params)
         ),

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from lm import mesh
+from lm import run as runs
 from lm.data import features, pipeline
 from lm.run import Run
 
@@ -45,13 +46,12 @@ def perplexity(
         `words`, `bytes`; of a part of it these are None.
     """
     config = run.config
-    rows = config.eval.batch_size or config.data.batch_size
     dataset = pipeline.eval_dataset(
         split,
         config.data,
         run.objective,
         stride=config.eval.stride,
-        batch_size=rows,
+        batch_size=runs.evaluation_rows(config),
         host=jax.process_index(),
         num_hosts=jax.process_count(),
     )

@@ -6,17 +6,20 @@ import fcntl
 import functools
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from lm import config as configs
 from lm import mesh, optimizers, tokenizer
+from lm.attention import masks
 from lm.config import Config
 from lm.data import features, source
 from lm.errors import InputError
@@ -48,13 +51,19 @@ class Run:
     objective: Callable[..., Any]
 
 
-def build(config: Config, text: tokenizer.Tokenizer) -> Run:
-    """Returns the run of a config and a tokenizer.
+def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
+    """Returns the run of a config and a tokenizer over a mesh, such as `check_mesh(config)`.
 
     Raises:
-        InputError: the mesh does not fit the devices, the batch or a parameter, or a name is unknown.
+        InputError: the mesh does not fit a parameter, a name is unknown, or the model would see what it
+            is to predict.
     """
-    device_mesh = check_mesh(config)
+    for expression in config.model.attention:
+        if np.any(masks.parse(expression).allows(np.array([0]), np.array([1]))):
+            raise InputError(
+                f"config.model.attention: '{expression}' lets tokens see those that they are to predict. "
+                "Did you mean 'causal'?"
+            )
     learning_rate = optimizers.schedule(
         config.schedule, config.optimizer.learning_rate, config.train.steps
     )
@@ -79,10 +88,14 @@ def check_mesh(config: Config) -> Mesh:
     data = config.data
     parts = config.optimizer.accumulation
     mesh.check_batch(data.batch_size, data.length, parts, device_mesh, 'config.data.batch_size')
-    if config.eval.batch_size:
-        rows = config.eval.batch_size
-        mesh.check_batch(rows, data.length, 1, device_mesh, 'config.eval.batch_size')
+    place = 'config.eval.batch_size'
+    mesh.check_batch(evaluation_rows(config), data.length, 1, device_mesh, place)
     return device_mesh
+
+
+def evaluation_rows(config: Config) -> int:
+    """Returns the rows of an evaluation batch: those that go through the model at once in training."""
+    return config.eval.batch_size or config.data.batch_size // config.optimizer.accumulation
 
 
 def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
@@ -118,6 +131,11 @@ def open_workdir(workdir: Path, config: Config) -> None:
         InputError: the folder cannot be written, is not a run's, or belongs to another config; the
             differing keys are named.
     """
+    if '://' in str(workdir) or re.match(r'\w{2,}:/', str(workdir)):
+        raise InputError(
+            f"workdir '{workdir}' is not a path. Mount the bucket (gcsfuse) on every host, and give the "
+            'path where it is mounted.'
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

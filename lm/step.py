@@ -6,6 +6,7 @@ micro-batches, hosts and ragged last batches; a mean of means would not. Without
 evaluation: no dropout, no label smoothing, no z-loss.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -198,10 +199,17 @@ def eval_step(params: Any, batch: Batch, *, loss: Loss) -> dict[str, jax.Array]:
     return sums | {'loss': total, 'weight': weight}
 
 
-def gradient_norms(params: Any, batch: Batch, rng: jax.Array, *, loss: Loss) -> Any:
-    """Returns the norm of each parameter's gradient, for a post-mortem."""
-    grads = jax.grad(lambda p: loss(p, batch, rng)[0])(params)
-    return jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))), grads)
+def norms(
+    state: TrainState, batch: Batch, step: jax.Array, *, loss: Loss, accumulation: int
+) -> dict[str, Any]:
+    """Returns the norm of each parameter and of its gradient at a step, for a post-mortem."""
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+    weight = jnp.maximum(jnp.sum(batch['loss_weights']), 1.0)
+    grads, _ = _gradient(state.params, batch, rng, weight, loss, accumulation)
+    return jax.tree.map(
+        lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)))),
+        {'gradient_norms': grads, 'parameter_norms': state.params},
+    )
 
 
 class Steps:
@@ -213,7 +221,7 @@ class Steps:
         init: `() -> state`.
         train: `(state, batch) -> (state, metrics)`. The state is donated.
         evaluate: `(params, batch) -> sums`.
-        norms: `(params, batch, rng) -> gradient norms`.
+        norms: `(state, batch, step) -> {'gradient_norms', 'parameter_norms'}`.
     """
 
     def __init__(
@@ -262,7 +270,8 @@ class Steps:
             out_shardings=replicated,
         )
         self.norms = jax.jit(
-            lambda params, batch, rng: gradient_norms(params, batch, rng, loss=loss)
+            functools.partial(norms, loss=loss, accumulation=config.optimizer.accumulation),
+            out_shardings=replicated,
         )
 
     @property

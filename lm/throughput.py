@@ -8,8 +8,8 @@ from typing import Any
 
 from lm.config import ModelConfig
 
-# Dense bf16 matrix products, FLOP/s a device (for TPU v2 to v4 and v7x as JAX counts devices), from the
-# vendors' data sheets, by a part of `device_kind`. The first that matches counts.
+# Dense bf16 matrix products, FLOP/s a device, from the vendors' data sheets, by a part of `device_kind`.
+# The first that matches counts.
 PEAK_FLOPS = (
     ('TPU v6', 918e12),
     ('TPU v5 lite', 197e12),
@@ -19,6 +19,7 @@ PEAK_FLOPS = (
     ('H200', 990e12),
     ('H100', 990e12),
     ('A100', 312e12),
+    ('L40', 181e12),
     ('L4', 121e12),
     ('T4', 65e12),
 )
@@ -38,7 +39,8 @@ def flops_per_token(parameters: int, model: ModelConfig, length: int, vocab_size
     looked_up = 0 if model.tie_embeddings else vocab_size * model.embed_dim
     if model.position == 'learned':
         looked_up += length * model.embed_dim
-    return 6 * (parameters - looked_up) + 12 * model.num_layers * model.embed_dim * length
+    width = model.num_heads * model.head_dim or model.embed_dim
+    return 6 * (parameters - looked_up) + 12 * model.num_layers * width * length
 
 
 class Meter:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from lm import config as configs
@@ -45,12 +44,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     started = time.time()
     config = configs.parse(config)
     workdir = Path(workdir)
-    runs.check_mesh(config)
+    device_mesh = runs.check_mesh(config)
     runs.open_workdir(workdir, config)
     with runs.lock(workdir), contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------- build
         text = runs.build_tokenizer(config, workdir)
-        run = runs.build(config, text)
+        run = runs.build(config, text, device_mesh)
         splits = runs.tokenized_splits(config, text)
         dataset = pipeline.train_dataset(
             splits['train'],
@@ -109,6 +108,7 @@ class Loop:
         self.config, self.dataset, self.checkpoints = run.config, dataset, checkpoints
         self.start = start
         self.meter = throughput.Meter()
+        self.evaluated: dict[int, dict[str, Any]] = {}  # whole evaluations of `valid`, by step
         self.stop = threading.Event()
         self.writer: MetricsWriter
         self.progress: Progress
@@ -133,7 +133,7 @@ class Loop:
             _stop_on_signal(self.stop),
             jax.set_mesh(self.run_.mesh),
         ):
-            if step and self.evaluates(step) and step not in done:
+            if step and self.evaluates(step) and mesh.agree(main and step not in done):
                 self.evaluate(state, step)  # A stop came before it.
             stops = False
             while step < config.train.steps and not stops:
@@ -144,7 +144,7 @@ class Loop:
                     self.record(pending, state)
                 pending = Pending(step, index, metrics)
 
-                stops = self.stop.is_set()
+                stops = self.stops(step)
                 evaluates = self.evaluates(step) and not stops
                 saves = self.ends(step) or stops or _every(config.checkpoint.every, step)
                 if evaluates or saves:
@@ -163,6 +163,15 @@ class Loop:
     def ends(self, step: int) -> bool:
         """Returns whether this is the last step."""
         return step == self.config.train.steps
+
+    def stops(self, step: int) -> bool:
+        """Returns whether this process, or another host's, was asked to stop.
+
+        Several hosts agree on it every few steps only, since each time they wait for each other.
+        """
+        if jax.process_count() > 1 and not _every(self.config.train.log_every, step):
+            return False
+        return mesh.agree(self.stop.is_set())
 
     def evaluates(self, step: int) -> bool:
         """Returns whether `data.valid` is to be evaluated after this step."""
@@ -209,6 +218,8 @@ class Loop:
             self.config.eval.batches,
             'valid',
         )
+        if not self.config.eval.batches:
+            self.evaluated[step] = result
         self.writer.write(
             step, {f'valid/{k}': result[k] for k in ('loss', 'perplexity', 'accuracy')}
         )
@@ -221,8 +232,7 @@ class Loop:
     def post_mortem(self, pending: Pending, state: TrainState, metrics: dict[str, float]) -> str:
         """Writes what is known of the bad step to `nonfinite.json`; returns the line for a person."""
         batch = mesh.put(self.dataset[pending.index], self.run_.mesh)
-        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), pending.step - 1)
-        norms = jax.device_get(self.run_.steps.norms(state.params, batch, rng))
+        norms = jax.device_get(self.run_.steps.norms(state, batch, pending.step - 1))
         path = self.workdir / 'nonfinite.json'
         content = {
             'step': pending.step,
@@ -230,19 +240,15 @@ class Loop:
                 self.splits['train'], self.config.data, self.config.seed, pending.index
             ),
             'metrics': {name: repr(value) for name, value in metrics.items()},
-            'gradient_norms': dict(
-                zip(
-                    tree.paths(norms), (repr(float(n)) for n in jax.tree.leaves(norms)), strict=True
-                )
-            ),
-            'parameter_norms': {
-                path: repr(float(np.linalg.norm(np.asarray(leaf, np.float64))))
-                for path, leaf in zip(
-                    tree.paths(state.params), jax.tree.leaves(state.params), strict=True
-                )
-            },
+        } | {
+            name: {
+                parameter: repr(float(norm))
+                for parameter, norm in zip(tree.paths(part), jax.tree.leaves(part), strict=True)
+            }
+            for name, part in norms.items()
         }
-        atomic_write(path, json.dumps(content, indent=1) + '\n')
+        if jax.process_index() == 0:
+            atomic_write(path, json.dumps(content, indent=1) + '\n')
         return (
             f'step {pending.step}: the gradient was not finite {self.config.train.max_bad_steps} steps '
             f'in a row (batch {pending.index}). Norms and the batch are in {path}. '
@@ -253,15 +259,16 @@ class Loop:
 def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str, Any]:
     """Evaluates whole splits, samples, and writes the report. Returns it."""
     run, config, workdir = loop.run_, loop.config, loop.workdir
-    finished = loop.ends(step) and not loop.stop.is_set()
+    finished = loop.ends(step) and not mesh.agree(loop.stop.is_set())
     event = 'finish' if finished else 'stop'
     runs.add_history(workdir, event, step, seconds=round(seconds, 1))
     history = runs.read_history(workdir)
     params = evaluated_params(state)
     results, samples = {}, []
     if finished:
+        known = {'valid': loop.evaluated[step]} if step in loop.evaluated else {}
         results = {
-            name: perplexity(run, params, split, label=name)
+            name: known[name] if name in known else perplexity(run, params, split, label=name)
             for name, split in loop.splits.items()
             if name != 'train'
         }

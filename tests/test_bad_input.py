@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
     config = configs.parse(config_of(arguments(text, workdir, train__steps=4)))
     runs.open_workdir(workdir, config)
     tokenizer = runs.build_tokenizer(config, workdir)
-    state = runs.build(config, tokenizer).steps.init()
+    state = runs.build(config, tokenizer, runs.check_mesh(config)).steps.init()
     runs.begin(workdir, config, tokenizer)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         checkpoints.save(3, state, {'next_index': 3}, None)

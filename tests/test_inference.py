@@ -97,7 +97,8 @@ def test_perplexity_does_not_depend_on_how_rows_are_made(workdir, model, data, t
     from lm import run as runs
     from lm.perplexity import perplexity
 
-    run = runs.build(configs.parse(config), model.run.tokenizer)
+    config = configs.parse(config)
+    run = runs.build(config, model.run.tokenizer, runs.check_mesh(config))
     split = runs.tokenized_splits(run.config, run.tokenizer, ('valid',))['valid']
     assert perplexity(run, model.params, split)['loss'] == pytest.approx(expected['loss'], abs=1e-6)
 

@@ -36,7 +36,7 @@ def undisturbed(tmp_path_factory):
 def final_state(workdir):
     """The whole state of the newest checkpoint, on the host."""
     config = configs.parse(runs.read_config(workdir))
-    built = runs.build(config, runs.build_tokenizer(config, workdir))
+    built = runs.build(config, runs.build_tokenizer(config, workdir), runs.check_mesh(config))
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         step, state, data = checkpoints.restore(built.steps.shapes)
     return step, jax.device_get(state), data
