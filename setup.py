@@ -40,7 +40,7 @@ setup(
             'nltk>=3.9',
             'pytest>=8.3',
             'pytest-xdist>=3.6',
-            'ruff>=0.11',
+            'ruff>=0.17,<0.18',
         ],
     },
 )

@@ -4,7 +4,7 @@
 
 The architecture is OpenAI's (and 47 rows of padding in the vocabulary), the optimizer GPT-3's as in
 nanoGPT: 0.5 M tokens a step, 600,000 steps there; here 20,000, about 10 B tokens, from a fourteenth of C4.
-Needs the TFDS data set `c4/en`, prepared as ArrayRecord. Not yet run here: a test holds the parameter count.
+Needs the TFDS data set `c4/en`, prepared as ArrayRecord. Not yet run here: a test holds the parameters.
 """
 
 from ml_collections import ConfigDict

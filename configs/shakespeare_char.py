@@ -5,11 +5,11 @@
 Needs tinyshakespeare's `input.txt` (1.1 MB) in $LM_DATA_DIR/tinyshakespeare. The split is nanoGPT's: the
 first 90 % of the characters train, the last 10 % validate. For this setting (4 layers, 4 heads, width 128,
 context 64, batch 12, 2,000 steps, no dropout) nanoGPT reports a validation loss of 1.88, measured on a
-sample. Here it is 1.739, on the whole validation part, in 3 to 6 minutes on 2 CPU cores: with rotary
+sample. Here it is 1.739, on the whole validation part, in 6 minutes on 2 busy CPU cores: with rotary
 positions and a higher learning rate (see experiments/shakespeare/README.md).
 
-The setting of nanoGPT's 1.4697 on a GPU (of its best checkpoint, so evaluate with --checkpoint=best; not yet
-run here):
+The setting of nanoGPT's 1.4697 on a GPU (of its best checkpoint, so evaluate with --checkpoint=best; not
+yet run here):
 
     python -m lm.main --config=configs/shakespeare_char.py --workdir=runs/shakespeare_gpu \\
       --config.model.num_layers=6 --config.model.num_heads=6 --config.model.embed_dim=384 \\

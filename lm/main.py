@@ -203,7 +203,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the command line; a mistake in it is one line that names the nearest right choice."""
     if {'--help', '-h', '-help', '--helpfull', '--helpshort'} & set(arguments):
         print(__doc__)
-        print(flags.FLAGS.main_module_help())
+        _, options = flags.FLAGS.main_module_help().strip().split('\n', 1)
+        print(f'Options:\n{options}')
         sys.exit(0)
     try:
         keys = _check_config_flags(arguments)

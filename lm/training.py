@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         )
         # ----------------------------------------------------------------- loop
         loop = Loop(run, workdir, splits, dataset, checkpoints, step)
-        state, step = loop.run(state, data_state['next_index'])
+        state, step = loop.train(state, data_state['next_index'])
         # --------------------------------------------------------------- report
         return finish(loop, state, step, time.time() - started)
 
@@ -104,7 +104,7 @@ class Loop:
         checkpoints: Checkpoints,
         start: int,
     ) -> None:
-        self.run_, self.workdir, self.splits = run, workdir, splits
+        self.run, self.workdir, self.splits = run, workdir, splits
         self.config, self.dataset, self.checkpoints = run.config, dataset, checkpoints
         self.start = start
         self.meter = throughput.Meter()
@@ -113,7 +113,7 @@ class Loop:
         self.writer: MetricsWriter
         self.progress: Progress
 
-    def run(self, state: TrainState, next_index: int) -> tuple[TrainState, int]:
+    def train(self, state: TrainState, next_index: int) -> tuple[TrainState, int]:
         """Takes the steps that are left. Returns the last state and its step.
 
         The device is never waited for: a step is dispatched before the metrics of the one before it are
@@ -123,7 +123,7 @@ class Loop:
         batches = mesh.prefetch(
             pipeline.batches(self.dataset, next_index),
             config.data.prefetch,
-            lambda item: (item[0], mesh.put(item[1], self.run_.mesh)),
+            lambda item: (item[0], mesh.put(item[1], self.run.mesh)),
         )
         pending, main = None, jax.process_index() == 0
         done = {line['step'] for line in read_metrics(self.workdir) if 'valid/loss' in line}
@@ -131,14 +131,14 @@ class Loop:
             MetricsWriter(self.workdir, config.log, step, enabled=main) as self.writer,
             Progress(config.train.steps, step, enabled=main) as self.progress,
             _stop_on_signal(self.stop),
-            jax.set_mesh(self.run_.mesh),
+            jax.set_mesh(self.run.mesh),
         ):
             if step and self.evaluates(step) and mesh.agree(main and step not in done):
                 self.evaluate(state, step)  # A stop came before it.
             stops = False
             while step < config.train.steps and not stops:
                 index, batch = next(batches)
-                state, metrics = self.run_.steps.train(state, batch)
+                state, metrics = self.run.steps.train(state, batch)
                 step += 1
                 if pending:
                     self.record(pending, state)
@@ -196,7 +196,7 @@ class Loop:
         taken = pending.step - 1 - metrics['skipped']
         values = {
             'loss': metrics['nats'],
-            'learning_rate': float(self.run_.learning_rate(taken)),
+            'learning_rate': float(self.run.learning_rate(taken)),
             'grad_norm': metrics['grad_norm'],
             'accuracy': metrics['correct'],
             'skipped': metrics['skipped'],
@@ -212,7 +212,7 @@ class Loop:
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates `data.valid`, writes the result, and returns the loss."""
         result = perplexity(
-            self.run_,
+            self.run,
             evaluated_params(state),
             self.splits['valid'],
             self.config.eval.batches,
@@ -231,8 +231,8 @@ class Loop:
 
     def post_mortem(self, pending: Pending, state: TrainState, metrics: dict[str, float]) -> str:
         """Writes what is known of the bad step to `nonfinite.json`; returns the line for a person."""
-        batch = mesh.put(self.dataset[pending.index], self.run_.mesh)
-        norms = jax.device_get(self.run_.steps.norms(state, batch, pending.step - 1))
+        batch = mesh.put(self.dataset[pending.index], self.run.mesh)
+        norms = jax.device_get(self.run.steps.norms(state, batch, pending.step - 1))
         path = self.workdir / 'nonfinite.json'
         content = {
             'step': pending.step,
@@ -258,7 +258,7 @@ class Loop:
 
 def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str, Any]:
     """Evaluates whole splits, samples, and writes the report. Returns it."""
-    run, config, workdir = loop.run_, loop.config, loop.workdir
+    run, config, workdir = loop.run, loop.config, loop.workdir
     finished = loop.ends(step) and not mesh.agree(loop.stop.is_set())
     event = 'finish' if finished else 'stop'
     runs.add_history(workdir, event, step, seconds=round(seconds, 1))
