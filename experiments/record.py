@@ -1,6 +1,6 @@
 """Prints a run's numbers as one JSON line, to be kept beside an experiment's README.
 
-    python -m experiments.record runs/brown >> experiments/brown/results.jsonl
+python -m experiments.record runs/brown >> experiments/brown/results.jsonl
 """
 
 import json
@@ -16,7 +16,9 @@ def record(workdir: str) -> dict:
     """Returns the numbers of `report.json`, and of the config what differs from `configs/base.py`."""
     report = json.loads((Path(workdir) / 'report.json').read_text())
     defaults = json.loads(json.dumps(configs.defaults()))
-    changed = {key: new for key, (_, new) in configs.differences(defaults, report['config']).items()}
+    changed = {
+        key: new for key, (_, new) in configs.differences(defaults, report['config']).items()
+    }
     return {key: report[key] for key in KEYS} | {'config': changed}
 
 

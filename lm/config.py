@@ -291,6 +291,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _in_range(value: Any, name: str) -> Any:
+    if value != value:
+        raise InputError(f'config.{name} = {value} is not a number.')
     for pattern, (low, high) in _RANGES.items():
         if re.fullmatch(pattern, name):
             if low is not None and value < low:

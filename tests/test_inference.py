@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -138,6 +139,29 @@ def test_best_and_named_checkpoints(workdir):
     assert lm.load(workdir, 15).step == 15
     with pytest.raises(InputError, match="checkpoint '7' is not in"):
         lm.load(workdir, 7)
+
+
+def test_a_model_loads_where_its_mesh_does_not_fit(workdir, model, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run')
+    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    config['mesh']['data'] = 3  # there are 8 devices
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+    moved = lm.load(tmp_path / 'run')
+    assert moved.run.mesh.size == 1
+    texts = ['the cat sat.', 'a dog']
+    assert moved.perplexity(texts)['loss'] == pytest.approx(
+        model.perplexity(texts)['loss'], abs=1e-6
+    )
+
+
+def test_evaluations_are_kept_with_their_settings_and_leave_the_report(workdir, tmp_path):
+    report = (workdir / 'report.json').read_bytes()
+    evaluate(workdir, 15, make_config(tmp_path, eval={'stride': 8}))
+    last = json.loads((workdir / 'evaluations.jsonl').read_text().splitlines()[-1])
+    assert last['step'] == 15
+    assert last['eval']['stride'] == 8
+    assert last['splits'].keys() == {'valid'}
+    assert (workdir / 'report.json').read_bytes() == report
 
 
 def test_the_range_test_suggests_a_learning_rate(tmp_path):
