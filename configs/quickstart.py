@@ -13,6 +13,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
+    config.tokenizer.kind = 'bpe'
     config.tokenizer.vocab_size = 4096
     config.data.length = 128
     config.data.batch_size = 16
@@ -34,6 +35,6 @@ def get_config() -> ConfigDict:
     config.train.eval_every = 110
     config.checkpoint.every = 110
     config.generate.prompts = ('Return the', 'The module', 'This function')
-    config.generate.temperature = 0.5
+    config.generate.temperature = 0.8
     config.generate.top_p = 0.9
     return config

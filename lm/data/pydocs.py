@@ -29,6 +29,7 @@ _LEFT_OUT = {
 }
 # Lines of nothing but one mark repeated: underlined titles, boxes, rules.
 _RULE = re.compile(r'^[ \t]*([=*~^"#_-])\1{2,}[ \t]*\n', re.MULTILINE)
+_QUOTES = str.maketrans('\u2018\u2019\u201c\u201d', '\'\'""')
 _BLANK = re.compile(r'\n{3,}')
 
 # Share of the documents in each split, in twentieths of the hash of their name.
@@ -127,5 +128,6 @@ def _documented(name: str, node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _tidy(text: str) -> str:
-    """Returns the text without its indentation, underlines and runs of blank lines."""
+    """Returns the text without indentation, underlines, runs of blank lines and curly quotes."""
+    text = text.translate(_QUOTES)
     return _BLANK.sub('\n\n', _RULE.sub('', inspect.cleandoc(text) + '\n')).strip()
