@@ -35,6 +35,6 @@ def get_config() -> ConfigDict:
     config.train.eval_every = 110
     config.checkpoint.every = 110
     config.generate.prompts = ('Return the', 'The module', 'This function')
-    config.generate.temperature = 0.8
+    config.generate.temperature = 0.7
     config.generate.top_p = 0.9
     return config
