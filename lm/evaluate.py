@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
+from lm import mesh
 from lm import run as runs
 from lm.inference import load
 from lm.perplexity import perplexity
@@ -38,6 +39,8 @@ def evaluate(
         run = dataclasses.replace(
             run, config=dataclasses.replace(run.config, eval=new.eval, data=data)
         )
+        rows, length = runs.evaluation_rows(run.config), data.length
+        mesh.check_batch(rows, length, 1, run.mesh, 'config.eval.batch_size')
     splits = runs.tokenized_splits(run.config, run.tokenizer, ('valid', 'test'))
     results = {
         name: perplexity(run, model.params, split, label=name) for name, split in splits.items()

@@ -102,16 +102,14 @@ class LanguageModel:
         prompts = [prompt for prompt in config.prompts for _ in range(config.samples)]
         if not prompts:
             return []
-        texts = self.generate(
-            prompts,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            seed=seed,
-        )
+        texts = self.generate(prompts, seed=seed, **sampling(config))
         return [{'prompt': p, 'text': t} for p, t in zip(prompts, texts, strict=True)]
+
+
+def sampling(config: GenerateConfig) -> dict[str, Any]:
+    """Returns a config's keys that `LanguageModel.generate` takes, by name."""
+    names = ('max_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
+    return {name: getattr(config, name) for name in names}
 
 
 class _Streamer:

@@ -114,7 +114,7 @@ def _evaluate() -> None:
 
 
 def _generate() -> None:
-    from lm.inference import load
+    from lm.inference import load, sampling
 
     model = load(_workdir(), _CHECKPOINT.value)
     settings = model.run.config.generate
@@ -126,13 +126,9 @@ def _generate() -> None:
             print(prompt, end='', flush=True)
             model.generate(
                 prompt,
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                min_p=settings.min_p,
                 seed=model.run.config.seed + sample,
                 stream=lambda text: print(text, end='', flush=True),
+                **sampling(settings),
             )
             print()
 

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -12,14 +11,13 @@ QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expen
 os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {QUICK_COMPILATION}'
 os.environ['LM_CACHE_DIR'] = os.environ.get('LM_TEST_CACHE_DIR') or tempfile.mkdtemp()
 
-ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture
-def shared_data(monkeypatch):
+@pytest.fixture(scope='session')
+def shared_data():
     """The folder of real data sets; skips where there is none, except in CI."""
-    folder = Path(os.environ.get('LM_DATA_DIR', ROOT / '../shared/data')).resolve()
+    from lm.data import source
+
+    folder = source.data_dir()
     if not folder.is_dir() and not os.environ.get('CI'):
-        pytest.skip(f'needs the data sets of $LM_DATA_DIR, and {folder} does not exist')
-    monkeypatch.setenv('LM_DATA_DIR', str(folder))
+        pytest.skip(f"needs the data sets of $LM_DATA_DIR, and '{folder}' does not exist")
     return folder

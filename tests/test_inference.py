@@ -111,6 +111,8 @@ def test_a_stride_scores_the_same_tokens_with_more_context(workdir, tmp_path):
     assert sliding['loss'] != side_by_side['loss']
     with pytest.raises(InputError, match='stride'):
         evaluate(workdir, config=make_config(tmp_path, eval={'stride': 17}))
+    with pytest.raises(InputError, match='config.eval.batch_size = 3 rows cannot be divided by 8'):
+        evaluate(workdir, config=make_config(tmp_path, eval={'batch_size': 3}))
 
 
 def test_streamed_text_is_the_text(model):

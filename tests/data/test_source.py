@@ -134,7 +134,7 @@ def test_unknown_document_rule(folder, config_data):
         read(f'text:{folder}/a.txt', config_data, document='lines')
 
 
-def test_tinyshakespeare_is_cut_as_in_nanogpt(shared, config_data):
+def test_tinyshakespeare_is_cut_as_in_nanogpt(shared_data, config_data):
     (whole,) = read('data:tinyshakespeare/input.txt.gz', config_data)
     (train,) = read('data:tinyshakespeare/input.txt.gz[:90%]', config_data)
     (valid,) = read('data:tinyshakespeare/input.txt.gz[90%:]', config_data)
@@ -143,7 +143,7 @@ def test_tinyshakespeare_is_cut_as_in_nanogpt(shared, config_data):
     assert valid == whole[int(len(whole) * 0.9) :]
 
 
-def test_brown_is_cut_by_words(shared, config_data):
+def test_brown_is_cut_by_words(shared_data, config_data):
     sizes = {':800000w': 800_000, '800000w:1000000w': 200_000, '1000000w:': 161_192}
     parts = {}
     for part, size in sizes.items():

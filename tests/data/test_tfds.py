@@ -21,17 +21,21 @@ def lines(path):
 
 
 @pytest.fixture(scope='module')
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, shared_data):
     """Returns (folder, {(name, split): records}) of three data sets."""
-    if not source.data_dir().is_dir():
-        pytest.skip('needs the development data in $LM_DATA_DIR')
-    tfds = pytest.importorskip('tensorflow_datasets')
+    import tensorflow_datasets as tfds
+
     text = tfds.features.Text()
-    folder, shared = tmp_path_factory.mktemp('tfds'), source.data_dir()
-    news = [row for row in csv.reader(lines(shared / 'ag_news/test.tsv.gz'), delimiter='\t') if row]
-    reviews = [json.loads(line) for line in lines(shared / 'imdb_subset/train.jsonl.gz')]
+    folder = tmp_path_factory.mktemp('tfds')
+    news = [
+        row for row in csv.reader(lines(shared_data / 'ag_news/test.tsv.gz'), delimiter='\t') if row
+    ]
+    reviews = [json.loads(line) for line in lines(shared_data / 'imdb_subset/train.jsonl.gz')]
     contents = {
-        'Lm1b': ({'text': text}, [{'text': t[:-1]} for t in lines(shared / 'brown/brown.txt.gz')]),
+        'Lm1b': (
+            {'text': text},
+            [{'text': t[:-1]} for t in lines(shared_data / 'brown/brown.txt.gz')],
+        ),
         'ImdbReviews': (
             {'label': tfds.features.ClassLabel(names=['neg', 'pos']), 'text': text},
             [{'label': r['label'], 'text': r['text']} for r in reviews],
