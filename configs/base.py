@@ -83,7 +83,8 @@ def get_config() -> ConfigDict:
             'rotary_original_length': 0,  # int, tokens. The context before stretching. llama3, yarn.
             # tuple of str, cycled over the layers: causal | full.
             'attention': ('causal',),
-            # str: auto | xla | cudnn. auto = cuDNN where it can (NVIDIA, 16 bit), XLA elsewhere.
+            # str: auto | xla | blocked | cudnn. blocked = no [T, S] array, no work above the diagonal;
+            # auto = cuDNN where it can (NVIDIA, 16 bit), blocked on CPU, XLA elsewhere.
             'attention_implementation': 'auto',
             'qk_norm': False,  # bool. RMSNorm on queries and keys (ViT-22B): larger steps stay stable.
             'attention_softcap': 0.0,  # float. logits <- c tanh(logits / c) (Gemma 2). 0 = off.

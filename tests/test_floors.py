@@ -10,7 +10,7 @@ FLOORS = [
     {'tree', 'errors'},
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
-        *('environment', 'throughput', 'plots'),
+        *('environment', 'throughput', 'plots', 'matmul'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from lm.attention import blocked
 from lm.attention.masks import Causal, Full, Mask
 from lm.errors import InputError, lookup
 
@@ -32,7 +33,7 @@ def attend(
             None is 0, 1, 2, ... on both sides.
         bias: added to the scaled logits, broadcastable to `[B, H, T, S]`.
         softcap: c > 0 turns logits into `c tanh(logits / c)` before bias and mask (Gemma 2).
-        implementation: auto | xla | cudnn.
+        implementation: auto | xla | blocked | cudnn.
 
     Returns:
         `[B, T, H, K]` in the dtype of the query; zeros where a query may see nothing.
@@ -42,7 +43,10 @@ def attend(
     """
     softcap = softcap or None
     choose = lookup(IMPLEMENTATIONS, implementation, 'config.model.attention_implementation')
-    chosen = choose(query, key, bias, softcap)
+    whole = positions is None and bias is None and query.shape[1] > 1
+    chosen = choose(query, key, whole, softcap)
+    if chosen == 'blocked':
+        return blocked.attend(query, key, value, mask, segments, softcap)
     aligned = positions is None and segments is None and query.shape[1] == key.shape[1]
     causal = aligned and mask == Causal() and softcap is None
     everything = segments is None and mask == Full()
@@ -103,18 +107,32 @@ def _softcapped(
     return jnp.einsum('bgits,bsgk->btgik', weights, value).reshape(query.shape)
 
 
-def _auto(query: jax.Array, key: jax.Array, bias: jax.Array | None, softcap: float | None) -> str:
-    """cuDNN where it is known to work and to pay, XLA elsewhere."""
-    width = query.shape[-1]
+def _auto(query: jax.Array, key: jax.Array, whole: bool, softcap: float | None) -> str:
+    """What pays: cuDNN where it is known to work, blocks on CPU, else XLA.
+
+    Args:
+        query: `[B, T, H, K]`.
+        key: `[B, S, G, K]`.
+        whole: a sequence of more than one token, at places 0, 1, 2, ... and without a bias.
+        softcap: None without one.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    split = not mesh.empty and mesh.shape.get('sequence', 1) > 1  # cuDNN wants whole rows
+    if not whole or (not mesh.empty and mesh.shape.get('sequence', 1) > 1):
+        return 'xla'  # The others want whole rows.
+    if jax.default_backend() == 'cpu':
+        return 'blocked'
+    width = query.shape[-1]
     fits = width <= 128 and width % 8 == 0 and query.shape[1] % 2 == key.shape[1] % 2 == 0
-    plain = bias is None and softcap is None and query.shape[1] > 1
     half = query.dtype in (jnp.float16, jnp.bfloat16)
-    return 'cudnn' if half and plain and fits and not split and _has_cudnn() else 'xla'
+    return 'cudnn' if half and fits and softcap is None and _has_cudnn() else 'xla'
 
 
-def _cudnn(query: jax.Array, key: jax.Array, bias: jax.Array | None, softcap: float | None) -> str:
+def _blocked(query: jax.Array, key: jax.Array, whole: bool, softcap: float | None) -> str:
+    """Blocks, but for the steps of decoding and for a bias, which have no use for them."""
+    return 'blocked' if whole else 'xla'
+
+
+def _cudnn(query: jax.Array, key: jax.Array, whole: bool, softcap: float | None) -> str:
     place = "config.model.attention_implementation = 'cudnn'"
     if softcap is not None:
         raise InputError(f"{place} cannot cap logits: use 'auto', or attention_softcap = 0.")
@@ -135,5 +153,5 @@ def _has_cudnn() -> bool:
     )
 
 
-# name -> function(query, key, bias, softcap) that chooses what jax.nn.dot_product_attention runs.
-IMPLEMENTATIONS = {'auto': _auto, 'xla': lambda *_: 'xla', 'cudnn': _cudnn}
+# Name -> function(query, key, whole, softcap) that chooses what runs, or says why that cannot.
+IMPLEMENTATIONS = {'auto': _auto, 'xla': lambda *_: 'xla', 'blocked': _blocked, 'cudnn': _cudnn}
