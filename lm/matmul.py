@@ -6,8 +6,8 @@ On GPU and TPU these are `jax.lax.dot_general`, and nothing else. What CPU needs
 - A product of 16-bit operands is fast, and done at all, only where the contracted axes of the left operand
   come last. So it is transposed before, behind a barrier, or XLA would move the transpose back into the
   product.
-- XLA fuses element-wise operations into a transpose, and then does them in strides. The same barrier
-  prevents that.
+- XLA fuses the operations that made an operand into its transpose, and then does them in strides. A
+  barrier prevents that too.
 - The gradient of a kernel sums over all tokens: the smaller operand is the one to transpose, and in 16 bits
   sums over more than 1,024 rows at a time take twice as long.
 """
@@ -50,15 +50,25 @@ def outer(a: jax.Array, b: jax.Array, batch: int) -> jax.Array:
     `outer(x [B, T, D], g [B, T, F], 2)` is the gradient `[D, F]` of a kernel.
     """
     summed = tuple(range(batch))
-    mesh = jax.sharding.get_abstract_mesh()
-    if not _on_cpu() or mesh.size > 1:  # Rows of several devices are not laid side by side.
+    if not _one_cpu():
         return dot(a, b, (summed, summed))
     shape = a.shape[batch:] + b.shape[batch:]
-    rows = math.prod(a.shape[:batch])
-    a, b = jax.lax.optimization_barrier((a.reshape(rows, -1), b.reshape(rows, -1)))
+    a, b = jax.lax.optimization_barrier((_rows(a, batch), _rows(b, batch)))
     if a.size <= b.size:
         return _sum_of_rows(a, b).reshape(shape)
     return jax.lax.optimization_barrier(_sum_of_rows(b, a)).T.reshape(shape)
+
+
+def total(a: jax.Array, batch: int) -> jax.Array:
+    """Returns float32 `[*rest of a]`, summed over the first `batch` axes."""
+    if not _one_cpu():
+        return jnp.sum(a, axis=tuple(range(batch)), dtype=jnp.float32)
+    a, shape = jax.lax.optimization_barrier(_rows(a, batch)), a.shape[batch:]
+    return jnp.sum(a, axis=0, dtype=jnp.float32).reshape(shape)
+
+
+def _rows(a: jax.Array, batch: int) -> jax.Array:
+    return a.reshape(math.prod(a.shape[:batch]), -1)
 
 
 def _sum_of_rows(small: jax.Array, large: jax.Array) -> jax.Array:
@@ -73,3 +83,9 @@ def _sum_of_rows(small: jax.Array, large: jax.Array) -> jax.Array:
 
 def _on_cpu() -> bool:
     return jax.default_backend() == 'cpu'
+
+
+def _one_cpu() -> bool:
+    """Rows that lie on several devices are not laid side by side."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return _on_cpu() and (mesh.empty or mesh.size == 1)

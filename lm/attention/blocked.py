@@ -1,9 +1,9 @@
 """Dense attention, a block of queries at a time: no `[T, S]` array, no work on keys that a mask forbids.
 
-Values and gradients are those of the plain form. The softmax of a block is kept as one number a row and made
-again in the backward pass (Rabe and Staats 2021, https://arxiv.org/abs/2112.05682; Dao et al. 2022,
-https://arxiv.org/abs/2205.14135). Made of XLA's own operations, so it runs everywhere; on CPU, where a block
-stays in cache, it is two to three times faster than the plain form.
+Values and gradients are those of the plain form. The softmax of a block is kept as one number a row, and
+made again in the backward pass (Rabe and Staats 2021, https://arxiv.org/abs/2112.05682; Dao et al. 2022,
+https://arxiv.org/abs/2205.14135). Made of XLA's own operations, so it runs everywhere; on CPU, where a
+block stays in cache, it is two to three times faster than the plain form.
 """
 
 import functools

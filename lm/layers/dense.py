@@ -1,6 +1,7 @@
 """The one matrix product of the layers."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -11,40 +12,49 @@ from lm import matmul
 STDDEV = 0.02  # Of initial weights, as in GPT-2.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def product(
-    x: jax.Array, kernel: jax.Array, inputs: int = 1, dtype: jnp.dtype | None = None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def affine(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    inputs: int = 1,
+    dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-    """Returns `x` with its last `inputs` axes contracted with the first of `kernel`.
+    """Returns `x` with its last `inputs` axes contracted with the first of `kernel`, plus `bias`.
 
-    The kernel is used in the dtype of `x`; sums are float32, and its gradient keeps them.
+    The kernel is used in the dtype of `x`. Sums are float32, and so are the gradients of kernel and bias.
 
     Args:
         x: `[..., *inputs]`, float32 or bfloat16.
         kernel: `[*inputs, *outputs]`, float32.
+        bias: `[*outputs]`, float32, or None.
         inputs: how many axes are contracted.
         dtype: of the result; None is that of `x`.
     """
-    return _forward(x, kernel, inputs, dtype)[0]
+    return _forward(x, kernel, bias, inputs, dtype)[0]
 
 
-def _forward(x, kernel, inputs, dtype):
-    # Not `product`: policies of rematerialisation look for dot_general, and would not see into it.
+def _forward(x, kernel, bias, inputs, dtype):
+    # Not `affine`: policies of rematerialisation look for dot_general, and would not see into it.
     axes = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     y = matmul.dot(x, kernel.astype(x.dtype), axes)
-    return y.astype(dtype or x.dtype), (x, kernel)
+    if bias is not None:
+        y += bias
+    return y.astype(dtype or x.dtype), (x, kernel, bias)
 
 
 def _backward(inputs, dtype, residuals, gradient):
-    x, kernel = residuals
+    x, kernel, bias = residuals
     gradient = gradient.astype(x.dtype)
     batch = x.ndim - inputs
     outputs = tuple(range(batch, gradient.ndim)), tuple(range(inputs, kernel.ndim))
     d_x = matmul.dot(gradient, kernel.astype(x.dtype), outputs).astype(x.dtype)
-    return d_x, matmul.outer(x, gradient, batch).astype(kernel.dtype)
+    d_kernel = matmul.outer(x, gradient, batch).astype(kernel.dtype)
+    d_bias = None if bias is None else matmul.total(gradient, batch).astype(bias.dtype)
+    return d_x, d_kernel, d_bias
 
 
-product.defvjp(_forward, _backward)
+affine.defvjp(_forward, _backward)
 
 
 class Dense(nn.Module):
@@ -67,11 +77,26 @@ class Dense(nn.Module):
     scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = x.shape[-self.inputs :] + self.features
-        kernel = self.param('kernel', nn.initializers.normal(STDDEV * self.scale), shape)
-        y = product(x.astype(self.dtype), kernel, self.inputs)
-        if self.bias:
-            y += self.param('bias', nn.initializers.zeros, self.features).astype(self.dtype)
-        return y
+        kernel, bias = self.weights(x.shape[-self.inputs :])
+        return affine(x.astype(self.dtype), kernel, bias, self.inputs)
+
+    @nn.compact
+    def weights(self, sizes: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the kernel and the bias for inputs `[..., *sizes]`."""
+        init = nn.initializers.normal(STDDEV * self.scale)
+        kernel = self.param('kernel', init, sizes + self.features)
+        bias = self.param('bias', nn.initializers.zeros, self.features) if self.bias else None
+        return kernel, bias
+
+
+def together(layers: Sequence[Dense], x: jax.Array) -> list[jax.Array]:
+    """Returns `[layer(x) for layer in layers]` by one matrix product: larger, and so faster.
+
+    The layers differ in their weights only, and contract one axis. Weights are stacked on an axis of
+    their own, so that those of a tensor-parallel mesh stay where they are.
+    """
+    kernels, biases = zip(*(layer.weights(x.shape[-1:]) for layer in layers), strict=True)
+    bias = jnp.stack(biases) if layers[0].bias else None
+    y = affine(x.astype(layers[0].dtype), jnp.stack(kernels, axis=1), bias)  # [..., L, *features]
+    return [jax.lax.index_in_dim(y, i, x.ndim - 1, keepdims=False) for i in range(len(layers))]

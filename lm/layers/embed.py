@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.layers.dense import STDDEV, product
+from lm.layers.dense import STDDEV, affine
 from lm.mesh import constrain
 
 
@@ -38,7 +38,7 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products with every row, float32: `[..., D] -> [..., V]`."""
-        return product(x.astype(self.dtype), self.embedding.T, dtype=jnp.float32)
+        return affine(x.astype(self.dtype), self.embedding.T, dtype=jnp.float32)
 
 
 def sinusoids(positions: jax.Array, features: int) -> jax.Array:

@@ -13,7 +13,7 @@ from lm.config import ModelConfig
 from lm.errors import InputError, lookup
 from lm.layers.attention import head_sizes
 from lm.layers.block import Block, Group, make_norm
-from lm.layers.dense import STDDEV, product
+from lm.layers.dense import STDDEV, affine
 from lm.layers.embed import Embed, sinusoids
 from lm.layers.position import POSITIONS, rotary_angles
 from lm.mesh import ROWS, constrain
@@ -40,7 +40,7 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.size)
         kernel = self.param('kernel', nn.initializers.normal(STDDEV), shape)
-        return product(x.astype(self.dtype), kernel, dtype=jnp.float32)
+        return affine(x.astype(self.dtype), kernel, dtype=jnp.float32)
 
 
 class Decoder(nn.Module):
