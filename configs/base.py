@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
             # tuple of str, cycled over the layers: causal | full.
             'attention': ('causal',),
             # str: auto | xla | blocked | cudnn. blocked = no [T, S] array, no work above the diagonal;
-            # auto = cuDNN where it can (NVIDIA, 16 bit), blocked on CPU, XLA elsewhere.
+            # auto = cuDNN where it can (NVIDIA, 16 bit), blocked elsewhere; xla for decoding.
             'attention_implementation': 'auto',
             'qk_norm': False,  # bool. RMSNorm on queries and keys (ViT-22B): larger steps stay stable.
             'attention_softcap': 0.0,  # float. logits <- c tanh(logits / c) (Gemma 2). 0 = off.

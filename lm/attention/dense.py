@@ -108,7 +108,10 @@ def _softcapped(
 
 
 def _auto(query: jax.Array, key: jax.Array, whole: bool, softcap: float | None) -> str:
-    """What pays: cuDNN where it is known to work, blocks on CPU, else XLA.
+    """What pays: cuDNN where it is known to work, blocks elsewhere, XLA for what has no use for either.
+
+    On CPU blocks are two to three times faster; compiled for a TPU they need less than half the memory of
+    XLA's plain form, and no more operations or traffic (`experiments/speed/README.md`).
 
     Args:
         query: `[B, T, H, K]`.
@@ -119,12 +122,10 @@ def _auto(query: jax.Array, key: jax.Array, whole: bool, softcap: float | None) 
     mesh = jax.sharding.get_abstract_mesh()
     if not whole or (not mesh.empty and mesh.shape.get('sequence', 1) > 1):
         return 'xla'  # The others want whole rows.
-    if jax.default_backend() == 'cpu':
-        return 'blocked'
     width = query.shape[-1]
     fits = width <= 128 and width % 8 == 0 and query.shape[1] % 2 == key.shape[1] % 2 == 0
     half = query.dtype in (jnp.float16, jnp.bfloat16)
-    return 'cudnn' if half and fits and softcap is None and _has_cudnn() else 'xla'
+    return 'cudnn' if half and fits and softcap is None and _has_cudnn() else 'blocked'
 
 
 def _blocked(query: jax.Array, key: jax.Array, whole: bool, softcap: float | None) -> str:
