@@ -35,6 +35,14 @@ setup(
         'notebook': ['ipywidgets>=8.1', 'jupyterlab>=4.2'],
         'wandb': ['wandb>=0.18'],
         'experiments': ['nltk>=3.9'],
+        # The peers of `python -m experiments.speed`. A plain `torch` would bring several GB of CUDA:
+        # where there is a CPU build, install that one first.
+        'bench': [
+            'tiktoken>=0.9',
+            'tokenizers>=0.21',
+            'torch>=2.8',
+            'transformers>=4.56',
+        ],
         'test': [
             'hypothesis>=6.100',
             'nltk>=3.9',

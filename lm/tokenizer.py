@@ -8,9 +8,10 @@ tokenizer without byte fallback keeps it for the characters it knows.)
 import functools
 import hashlib
 import io
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,8 +27,9 @@ PAD, BOS, EOS, UNK = SPECIALS = range(4)
 _TRAIN_THREADS = 8
 # Characters. Below sentencepiece's limit of 4192 bytes a line, above which it drops the line.
 _TRAIN_LINE = 1000
-# About 2,000 characters and the rest of the line.
-_PART = re.compile(r'.{1,2000}[^\n]*\n?', re.DOTALL)
+# Characters that sentencepiece gets at once, and the rest of the line.
+_PART_SIZE = 2000
+_PART = re.compile(rf'.{{1,{_PART_SIZE}}}[^\n]*\n?', re.DOTALL)
 # Sentencepiece writes a space as U+2581, so a U+2581 of the text itself goes through its bytes.
 _META_SPACE = '\u2581'
 
@@ -51,11 +53,23 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of the text, int32 [tokens], without BOS and EOS."""
-        raise NotImplementedError
+        return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text."""
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids of texts one after the other, int32 [tokens], and how many each has.
+
+        >>> Bytes().encode_batch(['Ab', '', 'c'])
+        ([69, 102, 103], [2, 0, 1])
+
+        It releases the interpreter's lock while it works, so that threads do it side by side.
+
+        Args:
+            texts: at least one.
+
+        Returns:
+            The ids, and their numbers, int64 [texts].
+        """
+        raise NotImplementedError
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Returns the text of the ids.
@@ -88,8 +102,10 @@ class Bytes(Tokenizer):
     def __init__(self):
         self.fingerprint = hashlib.sha256(self._serialized()).hexdigest()
 
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + len(SPECIALS)
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        data = [text.encode() for text in texts]
+        ids = np.frombuffer(b''.join(data), np.uint8)
+        return np.add(ids, len(SPECIALS), dtype=np.int32), _lengths(data)
 
     def _decode(self, ids: np.ndarray) -> str:
         return (ids - len(SPECIALS)).astype(np.uint8).tobytes().decode(errors='replace')
@@ -112,8 +128,8 @@ class Chars(Tokenizer):
         self._ids = np.full(int(self._points.max(initial=0)) + 2, UNK, np.int32)
         self._ids[self._points] = np.arange(len(SPECIALS), self.vocab_size)
 
-    def encode(self, text: str) -> np.ndarray:
-        return self._ids[np.minimum(_points(text), len(self._ids) - 1)]
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self._ids.take(_points(''.join(texts)), mode='clip'), _lengths(texts)
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._points[ids - len(SPECIALS)].tobytes().decode('utf-32-le')
@@ -124,6 +140,10 @@ class Chars(Tokenizer):
 
 def _points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode('utf-32-le'), np.uint32)
+
+
+def _lengths(parts: Sequence[Sized]) -> np.ndarray:
+    return np.fromiter(map(len, parts), np.int64, len(parts))
 
 
 class SentencePiece(Tokenizer):
@@ -148,13 +168,14 @@ class SentencePiece(Tokenizer):
         self._ours = np.full(count, UNK, np.int32)
         self._ours[self._native[len(SPECIALS) :]] = np.arange(len(SPECIALS), len(self._native))
         self.vocab_size = len(self._native)
-        self.splits_at_newlines = False  # While that is found out.
-        parts = [self._ids(text).tolist() for text in ('a', '\n', ' a', 'a\n a')]
+        # While they are found out.
+        self.splits_at_newlines, self._meta_space = False, None
+        parts = [self.encode(text).tolist() for text in ('a', '\n', ' a', 'a\n a')]
         self.splits_at_newlines = parts[0] + parts[1] + parts[2] == parts[3]
         pieces = [processor.piece_to_id(f'<0x{byte:02X}>') for byte in _META_SPACE.encode()]
-        exact = all(map(processor.is_byte, pieces)) and self.decode(self._ids(' a ')) == ' a '
-        # Int32 [3], or None for a model without bytes or with spaces of its own between parts.
-        self._meta_space = self._ours[pieces] if exact else None
+        if all(map(processor.is_byte, pieces)) and self.decode(self.encode(' a ')) == ' a ':
+            # Native ids, int32 [3]; a model without bytes or with spaces of its own has none.
+            self._meta_space = np.array(pieces, np.int32)
 
     @functools.cached_property
     def kind(self) -> str:
@@ -162,19 +183,29 @@ class SentencePiece(Tokenizer):
         scores = (self._processor.get_score(int(i)) for i in self._native[len(SPECIALS) :])
         return 'bpe' if all(score == int(score) for score in scores) else 'unigram'
 
-    def encode(self, text: str) -> np.ndarray:
-        if self._meta_space is None or _META_SPACE not in text:
-            return self._ids(text)
-        first, *rest = (self._ids(part) for part in text.split(_META_SPACE))
-        return np.concatenate([first, *(x for part in rest for x in (self._meta_space, part))])
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        cut = [self._parts(text) for text in texts]
+        parts = list(itertools.chain.from_iterable(cut))
+        found = self._processor.encode(parts, out_type='numpy', num_threads=1)
+        if self._meta_space is not None:
+            for index, part in enumerate(parts):
+                if part == _META_SPACE:
+                    found[index] = self._meta_space
+        counts = _lengths(cut)
+        lengths = np.add.reduceat(_lengths(found), np.cumsum(counts) - counts)
+        return self._ours[np.concatenate(found)], lengths
 
-    def _ids(self, text: str) -> np.ndarray:
-        # In parts: over a long text the processor's float32 sums of scores lose their last digits,
-        # and its BPE slows down.
-        parts = _PART.findall(text) if self.splits_at_newlines else [text]
-        if len(parts) < 2:
-            return self._ours[self._processor.encode(text, out_type='numpy')]
-        return self._ours[np.concatenate(self._processor.encode(parts, out_type='numpy'))]
+    def _parts(self, text: str) -> list[str]:
+        """Cuts the text, at least one part; a U+2581 that goes through bytes is a part of its own."""
+        if self._meta_space is not None and _META_SPACE in text:
+            pieces = filter(None, re.split(f'({_META_SPACE})', text))
+        else:
+            pieces = [text]
+        if not self.splits_at_newlines or len(text) <= _PART_SIZE:
+            return list(pieces)
+        # Over a long text the processor's float32 sums of scores lose their last digits, and its BPE
+        # slows down.
+        return [part for piece in pieces for part in _PART.findall(piece)]
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._processor.decode(self._native[ids].tolist())

@@ -46,11 +46,41 @@ def test_decode_inverts_encode(kind):
 
 
 @pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_a_batch_is_its_texts_one_after_the_other(kind):
+    made = make(kind)
+    texts = ['', TEXT, '\u2581', *random_texts(100), TEXT[:5], '']
+    ids, lengths = made.encode_batch(texts)
+    assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
+    assert len(lengths) == len(texts)
+    for text, part in zip(texts, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+        np.testing.assert_array_equal(part, made.encode(text))
+
+
+def test_batch_by_hand():
+    ids, lengths = make('bytes').encode_batch(['Aé', '', 'B'])
+    assert ids.tolist() == [65 + 4, 0xC3 + 4, 0xA9 + 4, 66 + 4]
+    assert lengths.tolist() == [3, 0, 1]
+
+
+@pytest.mark.parametrize('kind', ['unigram', 'bpe'])
+def test_parts_are_what_sentencepiece_makes_of_them(kind):
+    """A part is 2,000 characters and the rest of the line, and goes to sentencepiece by itself."""
+    made = make(kind)
+    parts, rest = [], TEXT
+    while rest:
+        end = rest.find('\n', 2000) + 1 or len(rest)
+        parts, rest = [*parts, rest[:end]], rest[end:]
+    assert len(parts) > 10
+    expected = sum((made._processor.encode(part) for part in parts), [])
+    assert made.encode(TEXT).tolist() == expected
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
 def test_text_may_be_cut_after_newlines(kind):
     made = make(kind)
     assert made.splits_at_newlines
-    parts = made.encode_batch(TEXT.splitlines(keepends=True))
-    joined, whole = np.concatenate(parts), made.encode(TEXT)
+    joined, _ = made.encode_batch(TEXT.splitlines(keepends=True))
+    whole = made.encode(TEXT)
     assert made.decode(joined) == TEXT
     assert len(joined) == len(whole)
     assert np.mean(joined != whole) < 1e-3  # Ties: two spaces and one, or one and two.

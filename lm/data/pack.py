@@ -102,7 +102,7 @@ def rows(sizes: np.ndarray, length: int, packing: bool) -> Rows:
     short = np.flatnonzero(sizes < length)
     if packing and len(short):
         order = short[np.argsort(-sizes[short], kind='stable')]
-        row[order] = _best_fit(sizes[order].tolist(), order.tolist(), length)
+        row[order] = _best_fit(sizes[order], order, length)
     order = np.argsort(row, kind='stable')
     begins = np.flatnonzero(np.diff(row[order], prepend=-1))
     first = order[begins]  # The smallest window of each row: `order` is stable.
@@ -115,29 +115,45 @@ def rows(sizes: np.ndarray, length: int, packing: bool) -> Rows:
     )
 
 
-def _best_fit(sizes: list[int], names: list[int], length: int) -> list[int]:
+def _best_fit(sizes: np.ndarray, names: np.ndarray, length: int) -> np.ndarray:
     """Returns the row of each window, named by the window that opened it.
 
     Rows stand in a list for each amount of space left; bit s of `spaces` says that list s is not
-    empty, so that the least space that holds a window is the lowest bit from its size on.
+    empty, so that the least space that holds a window is the lowest bit from its size on. All windows
+    of a size are placed together: a row that one of them goes into is then the fullest that holds the
+    next, until it holds no more.
+
+    Args:
+        sizes: int [windows], from the largest to the smallest.
+        names: int64 [windows].
+        length: T.
     """
     with_space: list[list[int]] = [[] for _ in range(length + 1)]
     spaces = 0
-    result = []
-    for size, name in zip(sizes, names, strict=True):
-        fitting = spaces >> size
-        if fitting:
-            space = size + (fitting & -fitting).bit_length() - 1
-            row = with_space[space].pop()
-            if not with_space[space]:
-                spaces ^= 1 << space
-        else:
-            space, row = length, name
-        space -= size
-        if space:
-            with_space[space].append(row)
-            spaces |= 1 << space
-        result.append(row)
+    result = np.empty_like(names)
+    starts = np.flatnonzero(np.diff(sizes, prepend=-1)).tolist()
+    for start, stop in zip(starts, [*starts[1:], len(sizes)], strict=True):
+        size = int(sizes[start])
+        while start < stop:
+            fitting = spaces >> size
+            space = size + (fitting & -fitting).bit_length() - 1 if fitting else length
+            each = space // size  # Windows in a row.
+            if fitting:
+                needed = -(-(stop - start) // each)
+                rows = with_space[space][: -needed - 1 : -1]
+                del with_space[space][-needed:]
+                spaces ^= (not with_space[space]) << space
+            else:
+                rows = names[start:stop:each].tolist()
+            end = min(stop, start + each * len(rows))
+            result[start:end] = np.repeat(rows, each)[: end - start]
+            in_last = end - start - each * (len(rows) - 1)
+            for filled, with_so_many in ((rows[:-1], each), (rows[-1:], in_last)):
+                left = space - with_so_many * size
+                if left and filled:
+                    with_space[left] += filled
+                    spaces |= 1 << left
+            start = end
     return result
 
 
@@ -163,16 +179,15 @@ def assemble(parts: Sequence[Mapping[str, np.ndarray]], length: int) -> dict[str
     Returns:
         Arrays [T], int32 but for float32 `loss_weights`.
     """
-    sizes = [len(part['targets']) for part in parts]
-    used = sum(sizes)
-    row = {
-        name: np.concatenate(
-            [*(part[name] for part in parts), np.zeros(length - used, first.dtype)]
-        )
-        for name, first in parts[0].items()
-    }
-    row['positions'] = np.zeros(length, np.int32)
-    row['segment_ids'] = np.zeros(length, np.int32)
-    row['positions'][:used] = np.concatenate([np.arange(size) for size in sizes])
-    row['segment_ids'][:used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
-    return row
+    row = {name: np.zeros(length, first.dtype) for name, first in parts[0].items()}
+    positions, segment_ids = np.zeros(length, np.int32), np.zeros(length, np.int32)
+    start = 0
+    for number, part in enumerate(parts, 1):
+        size = len(part['targets'])
+        here = slice(start, start + size)
+        for name, values in part.items():
+            row[name][here] = values
+        positions[here] = np.arange(size)
+        segment_ids[here] = number
+        start += size
+    return row | {'positions': positions, 'segment_ids': segment_ids}

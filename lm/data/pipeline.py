@@ -46,7 +46,8 @@ class Packed:
 
     def row(self, index: int) -> list[Window]:
         """Returns the windows of a row."""
-        return [Window(*(int(f[i]) for f in self.windows)) for i in self.rows[index]]
+        chosen = self.rows[index]
+        return [*map(Window, *(field[chosen].tolist() for field in self.windows))]
 
     def fields(
         self, row: list[Window], objective: Objective, rng: np.random.Generator
@@ -57,8 +58,10 @@ class Packed:
             start = int(self.split.offsets[window.document]) + window.start
             tokens = self.split.tokens[start : start + window.size + 1]
             part = objective(np.asarray(tokens, np.int32), rng)
-            scored = np.arange(window.size) >= window.score_from
-            parts.append({**part, 'loss_weights': part['loss_weights'] * scored})
+            if window.score_from:
+                scored = np.arange(window.size) >= window.score_from
+                part = {**part, 'loss_weights': part['loss_weights'] * scored}
+            parts.append(part)
         return pack.assemble(parts, self.length)
 
 

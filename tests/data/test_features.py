@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm import tokenizer
+from configs import base
+from lm import config, tokenizer
 from lm.data import features, source
 from lm.data.slices import Document, Slice
 from lm.errors import InputError
@@ -34,7 +36,6 @@ def documents_of(split):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(features, '_BLOCK', 16)
-    monkeypatch.setattr(features, '_FEW_BLOCKS', 2)
 
 
 def test_documents_stand_between_bos_and_eos(config_data):
@@ -61,13 +62,61 @@ def test_blocks_change_nothing(config_data, small_blocks, monkeypatch):
     )
 
 
-@pytest.mark.slow
-def test_processes_change_nothing(config_data, small_blocks):
-    one = features.tokenize(make(), tokenizer.Bytes(), config_data, 'train')
-    other = dataclasses.replace(config_data, cache_dir=config_data.cache_dir + '2', workers=2)
-    two = features.tokenize(make(), tokenizer.Bytes(), other, 'train')
-    assert documents_of(one) == documents_of(two)
-    assert one.key == two.key
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_threads_change_nothing(kind, config_data, small_blocks):
+    spec = dataclasses.replace(config.parse(base.get_config()).tokenizer, kind=kind, vocab_size=278)
+    made = tokenizer.build(spec, lambda: TEXTS)
+    one, many = (
+        features.tokenize(
+            make(TEXTS * 20),
+            made,
+            dataclasses.replace(
+                config_data, cache_dir=f'{config_data.cache_dir}{workers}', workers=workers
+            ),
+            'train',
+        )
+        for workers in (1, 7)
+    )
+    assert documents_of(one) == documents_of(many)
+    assert documents_of(one) == [[1, *made.encode(text), 2] for text in TEXTS * 20]
+    assert dataclasses.replace(one, tokens=None, offsets=None) == dataclasses.replace(
+        many, tokens=None, offsets=None
+    )
+
+
+def test_blocks_come_in_order_and_few_at_a_time():
+    made, taken, begun = [], [], []
+
+    def blocks():
+        for number in range(20):
+            begun.append(number)
+            yield number
+
+    for encoded in features._in_order(lambda n: made.append(n) or -n, blocks(), workers=3):
+        taken.append(encoded)
+        assert len(begun) <= len(taken) + 6
+    assert taken == [-n for n in range(20)]
+    assert sorted(made) == list(range(20))
+
+
+def test_a_failure_in_a_thread_is_raised():
+    def encode(block):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(features._in_order(encode, iter(range(20)), workers=2))
+
+
+def test_words_are_those_of_split():
+    rng = random.Random(0)
+    spaces = [chr(point) for point in range(0x110000) if chr(point).isspace()]
+    others = ['a', 'é', '日', '\u200b', '\ufeff', '😀', '\x00', '\x1b', '\u3022', '\U0010ffff']
+    assert len(features._IS_SPACE) == max(map(ord, spaces)) + 2
+    for space in spaces:
+        assert features._count_words(f'a{space}b') == 2
+    for _ in range(300):
+        text = ''.join(rng.choice(rng.choice([spaces, others])) for _ in range(rng.randint(1, 30)))
+        assert features._count_words(text) == len(text.split())
 
 
 def test_large_vocabularies_take_four_bytes(config_data):
@@ -188,13 +237,13 @@ import json, os, signal, sys
 from lm import tokenizer
 from lm.config import DataConfig
 from lm.data import features, source
-features._BLOCK, features._FEW_BLOCKS = 16, 2
+features._BLOCK = 16
 fields = json.loads(sys.argv[1])
 made = source.parse(fields['train'], DataConfig(**fields))
 if sys.argv[2] == 'kill':
     encode = features._encode
     def dying(block, **options):
-        if b'five' in block[0].text.encode():
+        if 'five' in block.texts[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(block, **options)
     features._encode = dying
@@ -215,13 +264,3 @@ def test_a_kill_leaves_no_half_cache(config_data, tmp_path):
     key, _, tokens = good.stdout.partition(' ')
     assert json.loads(tokens) == [1, *tokenizer.Bytes().encode('\n'.join(TEXTS)), 2]
     assert (features.cache_dir(data) / key / 'meta.json').exists()
-
-
-@pytest.mark.slow
-def test_a_script_without_a_main_guard_still_works(config_data, tmp_path):
-    (tmp_path / 'script.py').write_text(SCRIPT)
-    (tmp_path / 'text.txt').write_text('\n'.join(TEXTS))
-    data = dataclasses.replace(config_data, train=f'text:{tmp_path}/text.txt', workers=2)
-    done = run(tmp_path / 'script.py', json.dumps(dataclasses.asdict(data)), 'live')
-    assert 'tokenizing in one process' in done.stderr
-    assert json.loads(done.stdout.partition(' ')[2])[-1] == 2

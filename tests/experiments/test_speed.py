@@ -42,10 +42,10 @@ def test_a_race_pairs_samples_by_round():
 
 
 def test_a_contestant_that_does_other_work_is_refused():
-    case = Case('a/b', 'm', True, (contestant('ours', start=1, fact=1.0), contestant('theirs', start=1, fact=1.1)))  # fmt: skip
+    racing = contestant('ours', start=1, fact=1.0), contestant('theirs', start=1, fact=1.1)
     with pytest.raises(ValueError, match='theirs does other work'):
-        race.run(Case(**vars(case) | {'agree': 'fact', 'tolerance': 0.05}), 1, 0, silent)
-    assert race.run(Case(**vars(case) | {'agree': 'fact', 'tolerance': 0.2}), 1, 0, silent)
+        race.run(Case('a/b', 'm', True, racing, agree='fact', tolerance=0.05), 1, 0, silent)
+    assert race.run(Case('a/b', 'm', True, racing, agree='fact', tolerance=0.2), 1, 0, silent)
 
 
 def test_a_contestant_that_fails_says_why():
@@ -77,8 +77,9 @@ def record(ratio, low, high, name='theirs'):
 
 def test_a_ratio_has_fallen_where_the_quartiles_do_not_touch(tmp_path):
     old = [record(1.5, 1.4, 1.6), record(1.0, 1.0, 1.0, 'ours')]
-    fallen = [against.compare(old, [record(1.2, low, high)])[0][-1] for low, high in ((1.1, 1.3), (1.1, 1.45))]  # fmt: skip
-    assert fallen == [True, False]
+    for high, fallen in ((1.3, True), (1.45, False)):
+        rows = against.compare(old, [record(1.2, 1.1, high)])
+        assert rows == [('a/b', 'theirs', 1.5, 1.2, fallen)]
     assert against.compare(old, [record(1.0, 1.0, 1.0, 'ours')]) == []
     machine = {'cpu': 'abacus', 'cores': 2, 'commit': None}
     path = tmp_path / 'run.jsonl'
