@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
             'tfds_dir': '',  # str, path. Where TFDS data sets are prepared. '' = TFDS's default.
             # str, path. Tokenized text is kept here, by content. '' = $LM_CACHE_DIR, or ~/.cache/lm.
             'cache_dir': '',
-            'workers': 0,  # int, processes that tokenize. 0 = one a core.
+            'workers': 0,  # int, threads that tokenize. 0 = one a core.
             'prefetch': 2,  # int, batches put on the device ahead of the step.
         }
     )

@@ -185,6 +185,7 @@ class Loop:
         metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
         if pending.step == self.start + 1:
             self.meter.restart()  # compilation is not speed
+            self.checkpoints.prepare(self.run.steps.shapes)
         else:
             self.meter.add(metrics['weight'])
         if metrics['skipped_in_a_row'] >= config.train.max_bad_steps:

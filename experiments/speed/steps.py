@@ -1,0 +1,63 @@
+"""A whole training step: clip, AdamW, tied head; the same GPT by everyone."""
+
+from typing import Any
+
+from experiments.speed import mkl
+from experiments.speed.race import Case, Contestant
+
+_PEERS = 'experiments.speed.peers'
+ROWS = 8
+# Losses over the first steps agree within this, relative.
+_TOLERANCE = {'float32': 1e-4, 'bfloat16': 1e-2}
+
+
+def _case(dtype: str, vocab: int) -> Case:
+    options: dict[str, Any] = {
+        'sizes': {'vocab': vocab},
+        'rows': ROWS,
+        'dtype': dtype,
+        'steps': 1 if vocab > 1000 else 2,
+    }
+
+    def contestant(name: str, build: str, **more: Any) -> Contestant:
+        return Contestant(name, f'{_PEERS}.{build}:step', options | more)
+
+    others = [
+        contestant('PyTorch eager', 'torch_gpt'),
+        contestant('PyTorch compiled', 'torch_gpt', compiled=True),
+        contestant('Hugging Face', 'huggingface_gpt'),
+        contestant('plain Flax', 'flax_gpt'),
+        contestant('lm scanned', 'lm_gpt', scan=True),
+    ]
+    if dtype == 'float32':
+        others += [
+            Contestant(f'{peer.name}, MKL bypassed', peer.build, peer.options, mkl.BYPASS)
+            for peer in others[:2]
+        ]
+    return Case(
+        f'step/{dtype} V={vocab}',
+        'tokens/s',
+        True,
+        (contestant('lm', 'lm_gpt', scan=False), *others),
+        agree='losses',
+        tolerance=_TOLERANCE[dtype],
+    )
+
+
+def _depth() -> Case:
+    """24 layers beside 6: the ratio of the two is how many times slower a step is."""
+    deep, shallow = (
+        Contestant(
+            f'lm {layers} layers',
+            f'{_PEERS}.lm_gpt:step',
+            {'sizes': {'vocab': 8192, 'layers': layers}, 'rows': ROWS, 'dtype': 'float32'},
+        )
+        for layers in (24, 6)
+    )
+    return Case('step/24 layers', 'tokens/s', True, (deep, shallow))
+
+
+CASES = [
+    *(_case(dtype, vocab) for dtype in _TOLERANCE for vocab in (8192, 256)),
+    _depth(),
+]
