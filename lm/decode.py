@@ -10,8 +10,13 @@ import numpy as np
 from jax.experimental import io_callback
 
 from lm.errors import InputError
+from lm.layers.attention import grow
 from lm.mesh import constrain
 from lm.models.decoder import Decoder
+
+# A step reads the whole cache. From so many tokens on, the first half of them is made with room for no
+# more. Each loop is compiled by itself, so there are not more than two.
+_SPLIT = 128
 
 # Called with int32 [B], the tokens of one step; -1 where a row has ended.
 Stream = Callable[[np.ndarray], None]
@@ -193,6 +198,7 @@ def _continue(
     """
     batch, width = prompts.shape
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))  # one a row
+    params = jax.lax.optimization_barrier(model.for_decoding(params))  # once, not in each step
 
     def forward(tokens, positions, cache):
         return model.apply({'params': params}, tokens, positions, cache, method='decode')
@@ -213,9 +219,9 @@ def _continue(
             io_callback(stream, None, shown, ordered=ordered)
         return token, shown, ended
 
-    def unfinished(state):
+    def unfinished(state, end):
         step, _, _, ended, _ = state
-        return (step < limit) & ~jnp.all(ended)
+        return (step < jnp.minimum(limit, end)) & ~jnp.all(ended)
 
     def advance(state):
         step, token, cache, ended, out = state
@@ -224,8 +230,14 @@ def _continue(
         return step + 1, token, cache, ended, out.at[:, step].set(shown)
 
     positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
-    hidden, cache = forward(prompts, positions, model.make_cache(batch, width + size))
+    ends = (size // 2, size) if size >= _SPLIT else (size,)
+    hidden, cache = forward(prompts, positions, model.make_cache(batch, width + ends[0]))
     token, shown, ended = draw(hidden[jnp.arange(batch), lengths - 1], ended, 0)
     out = jnp.full((batch, size), -1, jnp.int32).at[:, 0].set(shown)
-    state = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), token, cache, ended, out))
-    return constrain(state[4], (None, None)), constrain(state[3], (None,))
+    step = jnp.int32(1)
+    for end in ends:
+        cache = grow(cache, width + end)
+        step, token, cache, ended, out = jax.lax.while_loop(
+            functools.partial(unfinished, end=end), advance, (step, token, cache, ended, out)
+        )
+    return constrain(out, (None, None)), constrain(ended, (None,))

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from lm import backend, mesh, optimizers, tokenizer
 from lm import config as configs
-from lm import mesh, optimizers, tokenizer
 from lm.attention import masks
 from lm.config import Config
 from lm.data import features, source
@@ -64,6 +64,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
                 f"config.model.attention: '{expression}' lets tokens see those that they are to predict. "
                 "Did you mean 'causal'?"
             )
+    backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
         config.schedule, config.optimizer.learning_rate, config.train.steps
     )

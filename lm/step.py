@@ -6,6 +6,7 @@ micro-batches, hosts and ragged last batches; a mean of means would not. Without
 evaluation: no dropout, no label smoothing, no z-loss.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import losses, mesh, tree
+from lm import backend, losses, mesh, tree
 from lm.config import Config
 from lm.models.decoder import Decoder
 
@@ -86,8 +87,10 @@ def init_state(
 ) -> TrainState:
     """Returns the state before the first step. Traceable."""
     key = jax.random.key(seed)
+    # The parameters are those of unrolled layers too, and a loop compiles faster.
+    looped = model.clone(config=dataclasses.replace(model.config, scan_layers=True))
     tokens = jnp.zeros((1, 1), jnp.int32)
-    params = model.init(key, tokens)['params']
+    params = looped.init(key, tokens)['params']
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -257,7 +260,9 @@ class Steps:
             shapes,
             shardings,
         )
-        self.init = jax.jit(init, out_shardings=shardings)
+        self.init = jax.jit(
+            init, out_shardings=shardings, compiler_options=backend.options_of_what_runs_once()
+        )
         self.train = jax.jit(
             step,
             in_shardings=(shardings, rows),

@@ -1,6 +1,7 @@
 """Decoding against the full forward pass, and sampling against distributions written out by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from configs import base
 from lm import config, decode, mesh, tree
 from lm.decode import Sampling, filter_logits, generate, sample
 from lm.errors import InputError
+from lm.layers import attention
 from lm.models.decoder import Decoder
 
 BASE = dataclasses.replace(
@@ -63,6 +65,83 @@ def test_greedy_is_argmax_repeated(changes):
     for tokens, prompt, length in zip(got, PROMPTS, LENGTHS, strict=True):
         assert tokens.tolist() == repeated_argmax(model, params, prompt[:length], 10)
     assert len(np.unique(got)) > 3  # or the test would not see much
+
+
+def test_a_cache_that_grows_on_the_way_changes_nothing(monkeypatch):
+    model, params = make()
+    prompts = np.random.default_rng(0).integers(0, VOCAB, (3, 16), np.int32)
+    arguments = model, params, prompts, np.array([16, 9, 1])  # the first fills its width
+    want, _ = run(*arguments, max_tokens=16)
+    lengths, pad = [], decode.grow
+    monkeypatch.setattr(decode, '_SPLIT', 16)  # or the room for 16 tokens would be made at once
+    monkeypatch.setattr(
+        decode, 'grow', lambda cache, length: lengths.append(length) or pad(cache, length)
+    )
+    decode._continue.clear_cache()
+    got, _ = run(*arguments, max_tokens=16)
+    decode._continue.clear_cache()
+    assert lengths == [16 + 8, 16 + 16]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('masks', [('causal',), ('causal', 'causal')])
+def test_parameters_for_decoding_give_the_same(dtype, masks):
+    model, params = make(dtype=dtype, attention=masks, num_layers=4, position='rotary')
+    places = np.broadcast_to(np.arange(5, dtype=np.int32), (3, 5))
+
+    @jax.jit
+    def logits(params):
+        variables = {'params': params}
+        cache = model.make_cache(3, 8)
+        hidden, cache = model.apply(variables, PROMPTS, places, cache, method='decode')
+        return model.apply(variables, hidden, method='logits'), cache
+
+    for a, b in zip(
+        jax.tree.leaves(logits(params)),
+        jax.tree.leaves(logits(model.for_decoding(params))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    whole = jax.jit(model.apply)({'params': params}, PROMPTS)
+    tolerance = 1e-5 if dtype == 'float32' else 0.05
+    np.testing.assert_allclose(
+        logits(params)[0], whole, atol=tolerance * np.abs(whole).max(), rtol=0
+    )
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_loop_has_no_stacked_and_no_unrounded_matrix(dtype):
+    """It would take the layers apart, or round them, for each token."""
+    model, params = make(dtype=dtype)
+    step = functools.partial(
+        decode._continue, model=model, sampling=GREEDY, stop=(), stream=None, ordered=True, size=16
+    )
+    jaxpr = jax.make_jaxpr(step)(
+        params, PROMPTS, LENGTHS, np.zeros(3, bool), jax.random.key(0), 0, 10
+    )
+    (inner,) = (e.params['jaxpr'] for e in jaxpr.eqns if 'jaxpr' in e.params)
+    (loop,) = (e for e in inner.eqns if e.primitive.name == 'while')
+    arrays = [v.aval for v in loop.invars]
+    assert not [a for a in arrays if a.shape == (2, 16, 64)]  # the stack of an MLP's kernels
+    assert {a.dtype for a in arrays if a.shape == (16, 64)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_cache_returns_what_was_written(dtype):
+    c = dataclasses.replace(BASE, dtype=jnp.dtype(dtype).name)
+    new = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 4)), dtype)  # [B, T, G, K]
+    places = np.array([[0, 1, 2], [4, 5, 6]], np.int32)  # 6 is past the end, and dropped
+    cache = attention.write(attention.make_cache(c, 2, 6), new, -new, places)
+    cache = attention.grow(cache, 9)
+    for name, want in (('key', new), ('value', -new)):
+        got = attention.read(cache[name], dtype)
+        assert got.shape == (2, 9, 4, 4)
+        np.testing.assert_array_equal(got[0, :3], want[0])
+        np.testing.assert_array_equal(got[1, 4:6], want[1, :2])
+        assert not got[0, 3:].any()
+        assert not got[1, :4].any()
+        assert not got[1, 6:].any()
 
 
 @pytest.mark.parametrize('position', ['learned', 'rotary'])

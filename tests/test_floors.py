@@ -10,7 +10,7 @@ FLOORS = [
     {'tree', 'errors'},
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
-        *('environment', 'throughput', 'plots', 'matmul'),
+        *('environment', 'throughput', 'plots', 'matmul', 'backend'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},

@@ -14,7 +14,8 @@ from lm.layers.dense import Dense
 from lm.layers.norm import RMSNorm
 from lm.layers.position import alibi_bias, rotate
 
-# Keys and values of one layer, `{'key': [B, S, G, K], 'value': [B, S, G, K]}`.
+# Keys and values of one layer, `{'key': [B, G, S, K], 'value': [B, G, S, K]}`: what a head multiplies lies
+# together, and need not be moved for it. 16 bits are kept as integers.
 Cache = dict[str, jax.Array]
 
 
@@ -85,7 +86,7 @@ class Attention(nn.Module):
             query, key = rotate(query, angles), rotate(key, angles)
         if cache is not None:
             cache = write(cache, key, value, places)
-            key, value = cache['key'], cache['value']  # [B, S, G, K]
+            key, value = (read(cache[name], key.dtype) for name in ('key', 'value'))  # [B, S, G, K]
         slots = jnp.arange(key.shape[1])[None]  # [1, S]
         bias = None
         if c.position == 'alibi':
@@ -105,10 +106,36 @@ class Attention(nn.Module):
         return dense((c.embed_dim,), inputs=2, scale=scale, name='out')(out), cache
 
 
+def make_cache(config: ModelConfig, batch: int, length: int) -> Cache:
+    """Returns an empty cache for `batch` rows of at most `length` tokens."""
+    _, groups, width = head_sizes(config)
+    empty = _bits(jnp.zeros((batch, groups, length, width), jnp.dtype(config.dtype)))
+    return {'key': empty, 'value': empty}
+
+
+def grow(cache: Cache, length: int) -> Cache:
+    """Returns a cache, or a tree of them, with room for `length` tokens a row."""
+
+    def pad(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
+
+    return jax.tree.map(pad, cache)
+
+
 def write(cache: Cache, key: jax.Array, value: jax.Array, places: jax.Array) -> Cache:
     """Returns the cache with keys and values `[B, T, G, K]` at places `[B, T]` of each row."""
     rows = jnp.arange(places.shape[0])[:, None]
     return {
-        name: cache[name].at[rows, places].set(new.astype(cache[name].dtype), mode='drop')
+        name: cache[name].at[rows, :, places].set(_bits(new), mode='drop')
         for name, new in (('key', key), ('value', value))
     }
+
+
+def read(kept: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns `[B, S, G, K]`, keys or values of a cache."""
+    return jnp.swapaxes(jax.lax.bitcast_convert_type(kept, dtype), 1, 2)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """Returns 16-bit floats as integers: to write one, XLA's CPU backend would convert the whole array."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x

@@ -4,6 +4,8 @@ Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whethe
 compiled loop or are unrolled, so that a checkpoint fits both.
 """
 
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from lm.attention import masks
 from lm.config import ModelConfig
 from lm.errors import InputError, lookup
-from lm.layers.attention import head_sizes
+from lm.layers.attention import head_sizes, make_cache
 from lm.layers.block import Block, Group, make_norm
 from lm.layers.dense import STDDEV, affine
 from lm.layers.embed import Embed, sinusoids
@@ -26,8 +28,8 @@ REMATS = {
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 
-# Keys and values of all layers: `{'key': [N, B, S, G, K], 'value': ...}`, or by block of a pattern.
-Cache = dict
+# Of each layer `{'key': [B, G, S, K], 'value': ...}`; of each repeat of a pattern, that by block.
+Cache = tuple[dict, ...]
 
 
 class Head(nn.Module):
@@ -89,8 +91,7 @@ class Decoder(nn.Module):
         if c.position == 'learned':
             self.position = Embed(self.max_length, c.embed_dim, dtype)
         self.dropout = nn.Dropout(c.dropout)
-        first, *others = self.masks
-        self.layers = Group(c, self.masks) if others else Block(c, first)
+        self.layers = self._layer()
         if c.norm_placement == 'pre':  # 'post' has just applied one
             self.final_norm = make_norm(c)
         if not c.tie_embeddings:
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         if positions is None:
             positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None]
             positions = jnp.broadcast_to(positions, inputs.shape)
-        return self._run(inputs, positions, segment_ids, None, None, deterministic)[0]
+        return self._run(inputs, positions, segment_ids, deterministic)
 
     def decode(
         self, inputs: jax.Array, positions: jax.Array, cache: Cache
@@ -147,13 +148,38 @@ class Decoder(nn.Module):
         Raises:
             InputError: a mask lets tokens see what is not there yet.
         """
+        c = self.config
         for mask in self.masks:
             if mask != masks.Causal():
                 raise InputError(
-                    f'config.model.attention = {self.config.attention} sees tokens to come, and cannot '
+                    f'config.model.attention = {c.attention} sees tokens to come, and cannot '
                     "generate. Did you mean ('causal',)?"
                 )
-        return self._run(inputs, positions, None, positions, cache, True)
+        layers = self.variables['params']['layers']
+        if not isinstance(layers, tuple):  # not of `for_decoding`
+            layers = self._unstack(layers)
+        x, angles = self._embed(inputs, positions)
+        layer, new_cache = self._layer(parent=None), []
+        for params, layer_cache in zip(layers, cache, strict=True):
+            x, layer_cache = layer.apply(
+                {'params': params}, x, angles, None, positions, layer_cache
+            )
+            new_cache.append(layer_cache)
+        return (self.final_norm(x) if c.norm_placement == 'pre' else x), tuple(new_cache)
+
+    def for_decoding(self, params: dict) -> dict:
+        """Returns parameters that `decode` and `logits` compute the same from, faster.
+
+        The layers are a tuple, and what is multiplied has the compute dtype: a loop around `decode` would
+        otherwise copy every layer's part of the stack, and round it, for every token.
+        """
+        dtype = jnp.dtype(self.config.dtype)
+
+        def rounded(path: tuple, leaf: jax.Array) -> jax.Array:
+            return leaf.astype(dtype) if path[-1].key in ('kernel', 'embedding') else leaf
+
+        params = jax.tree_util.tree_map_with_path(rounded, params)
+        return params | {'layers': self._unstack(params['layers'])}
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 `[..., V]` of `[..., D]`; V is `padded_vocab_size`."""
@@ -165,32 +191,27 @@ class Decoder(nn.Module):
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """Returns an empty cache for `batch` rows of at most `length` tokens."""
-        c = self.config
-        _, groups, width = head_sizes(c)
+        layer = make_cache(self.config, batch, length)
         pattern = len(self.masks)
-        shape = (c.num_layers // pattern, batch, length, groups, width)
-        layer = {name: jnp.zeros(shape, jnp.dtype(c.dtype)) for name in ('key', 'value')}
-        return layer if pattern == 1 else {f'block_{i}': layer for i in range(pattern)}
+        repeat = layer if pattern == 1 else {f'block_{i}': layer for i in range(pattern)}
+        return (repeat,) * (self.config.num_layers // pattern)
 
     def _run(
         self,
         inputs: jax.Array,
         positions: jax.Array,
         segments: jax.Array | None,
-        places: jax.Array | None,
-        cache: Cache | None,
         deterministic: bool,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> jax.Array:
         c = self.config
         x, angles = self._embed(inputs, positions)
         x = self.dropout(x, deterministic=deterministic)
-        if cache is None:
-            x = constrain(x, (ROWS, 'sequence', None))
+        x = constrain(x, (ROWS, 'sequence', None))
 
-        def layer(block: nn.Module, x: jax.Array, cache: Cache | None):
-            return block(x, angles, segments, places, cache, deterministic)
+        def layer(block: nn.Module, x: jax.Array, _: None):
+            return block(x, angles, segments, None, None, deterministic)
 
-        if c.remat != 'none' and cache is None:
+        if c.remat != 'none':
             # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         length = c.num_layers // len(self.masks)
@@ -201,8 +222,19 @@ class Decoder(nn.Module):
             length=length,
             unroll=1 if c.scan_layers else length,
         )
-        x, cache = layers(self.layers, x, cache)
-        return (self.final_norm(x) if c.norm_placement == 'pre' else x), cache
+        x, _ = layers(self.layers, x, None)
+        return self.final_norm(x) if c.norm_placement == 'pre' else x
+
+    def _unstack(self, layers: dict) -> tuple[dict, ...]:
+        """Returns the parameters of each layer, or of each repeat of a pattern, without the axis N."""
+        repeats = self.config.num_layers // len(self.masks)
+        return tuple(jax.tree.map(operator.itemgetter(i), layers) for i in range(repeats))
+
+    def _layer(self, **options) -> nn.Module:
+        """Returns what is repeated: a layer, or one for each mask of the pattern."""
+        first, *others = self.masks
+        c = self.config
+        return Group(c, self.masks, **options) if others else Block(c, first, **options)
 
     def _embed(self, inputs: jax.Array, positions: jax.Array):
         """Returns `[B, T, D]` with absolute positions in it, and the angles of rotary ones."""

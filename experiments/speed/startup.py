@@ -1,0 +1,242 @@
+"""Time from a fresh process to the first training step, and of what comes before it.
+
+Each sample is a process of its own, and of the user's settings only the CPU is kept. There are two
+clocks, in the cases' names:
+- `process`: from the start of `python` to the end of the first step, imports included;
+- `work`: from where libraries are imported and the batch is in memory, to the end of the first step.
+In both, a contestant draws initial weights in its own way and takes one step whose loss it reads.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from experiments.speed import gpt
+from experiments.speed.gpt import Shape
+from experiments.speed.race import Case, Contestant
+
+ROWS = 8
+
+
+# --- in the sample's process: each returns seconds by clock, and the loss -------------------------
+
+
+def first_step_lm(layers: int, scan: bool, compile_only: bool, cache: str) -> dict[str, float]:
+    """This project's; `compile_only` ends when the step is compiled, the initialisation left out."""
+    from pathlib import Path
+
+    import jax
+    import numpy as np
+
+    from experiments.speed.peers import lm_gpt
+    from lm import backend, mesh, optimizers
+    from lm.step import Steps
+
+    shape = Shape(layers=layers)
+    inputs, targets = gpt.batch(shape, ROWS)
+    fields = {
+        'inputs': inputs,
+        'targets': targets,
+        'loss_weights': np.ones(inputs.shape, np.float32),
+        'positions': np.broadcast_to(np.arange(shape.length, dtype=np.int32), inputs.shape).copy(),
+        'segment_ids': np.ones(inputs.shape, np.int32),
+    }
+    start = time.perf_counter()
+    backend.keep_compiled(Path(cache))
+    c = lm_gpt.config(shape, ROWS, 'float32', scan)
+    device_mesh = mesh.make(c.mesh)
+    schedule = optimizers.schedule(c.schedule, c.optimizer.learning_rate, c.train.steps)
+    with jax.set_mesh(device_mesh):
+        steps = Steps(c, shape.vocab, device_mesh, optimizers.build(c.optimizer, schedule))
+        batch = mesh.put(fields, device_mesh)
+        if compile_only:
+            lowered = steps.train.lower(steps.shapes, batch)
+            start = time.perf_counter()
+            lowered.compile()
+            return {'work': time.perf_counter() - start}
+        _, metrics = steps.train(steps.init(), batch)
+        loss = float(metrics['nats'])
+    return {'work': time.perf_counter() - start, 'loss': loss}
+
+
+def first_step_flax(layers: int, cache: str) -> dict[str, float]:
+    """The newcomer's, who jits `init` as well as the step."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from experiments.speed.peers.flax_gpt import GPT
+
+    shape = Shape(layers=layers)
+    inputs, targets = gpt.batch(shape, ROWS)
+    start = time.perf_counter()
+    if cache:
+        jax.config.update('jax_compilation_cache_dir', cache)
+    model = GPT(shape, jnp.float32)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(gpt.CLIP),
+        optax.adamw(gpt.LEARNING_RATE, *gpt.BETAS, eps=gpt.EPS, weight_decay=gpt.DECAY),
+    )
+    params = jax.jit(model.init)(jax.random.key(0), inputs[:1])['params']
+    opt_state = jax.jit(optimizer.init)(params)
+
+    def train(params, opt_state, inputs, targets):
+        def loss(params):
+            logits = model.apply({'params': params}, inputs)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    *_, value = jax.jit(train, donate_argnums=(0, 1))(params, opt_state, inputs, targets)
+    return {'loss': float(value), 'work': time.perf_counter() - start}
+
+
+def first_step_torch(layers: int, compiled: bool, cache: str) -> dict[str, float]:
+    """PyTorch's own initial weights; Inductor's programs are kept in `cache`."""
+    os.environ['TORCHINDUCTOR_CACHE_DIR'] = cache
+    import torch
+
+    from experiments.speed.peers import torch_gpt
+
+    shape = Shape(layers=layers)
+    inputs, targets = (torch.from_numpy(x).long() for x in gpt.batch(shape, ROWS))
+    start = time.perf_counter()
+    model = torch_gpt.GPT(shape)
+    loss = torch.compile(model) if compiled else model
+    optimizer = torch_gpt.adamw(model)
+    value = loss(inputs, targets)
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), gpt.CLIP)
+    optimizer.step()
+    return {'loss': value.item(), 'work': time.perf_counter() - start}
+
+
+FIRST_STEPS = {'lm': first_step_lm, 'flax': first_step_flax, 'torch': first_step_torch}
+
+
+# --- in the worker ------------------------------------------------------------------------------
+
+
+def first_step(
+    program: str, clock: str, cached: bool, **options: Any
+) -> tuple[dict[str, Any], Callable[[], float]]:
+    """A fresh process up to its first step; a sample is seconds.
+
+    Args:
+        program: of `FIRST_STEPS`.
+        clock: `process` or `work`.
+        cached: programs compiled by an earlier process are there; else each sample has an empty folder.
+        options: of the program.
+    """
+    kept = tempfile.TemporaryDirectory()
+
+    def take(cache: str) -> dict[str, float]:
+        request = json.dumps({'program': program, 'cache': cache, **options})
+        start = time.perf_counter()
+        found = json.loads(_run('-m', 'experiments.speed.startup', request).splitlines()[-1])
+        # A process ends some time after its step: what it took by its own clock is what counts.
+        found['process'] = found.pop('ended') - start
+        return found
+
+    def sample() -> float:
+        if cached:
+            return take(kept.name)[clock]
+        with tempfile.TemporaryDirectory() as empty:
+            return take(empty)[clock]
+
+    first = take(kept.name) if cached else {}
+    versions = {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'torch')}
+    return {'clock': clock, 'cached': cached, 'first': first, **versions}, sample
+
+
+def command(arguments: list[str]) -> tuple[dict[str, Any], Callable[[], float]]:
+    """`python ARGUMENTS` to its end; a sample is seconds."""
+    _run(*arguments)  # What Python compiles of its own is on the disk from here on.
+
+    def sample() -> float:
+        start = time.perf_counter()
+        _run(*arguments)
+        return time.perf_counter() - start
+
+    return {'python': sys.version.split()[0]}, sample
+
+
+def _run(*arguments: str) -> str:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_', 'XLA_', 'TORCH'))}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=own | {'JAX_PLATFORMS': 'cpu'},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+
+
+# --- the cases ----------------------------------------------------------------------------------
+
+
+def _contestant(name: str, **options: Any) -> Contestant:
+    return Contestant(name, 'experiments.speed.startup:first_step', options)
+
+
+def _first_step(name: str, clock: str, cached: bool) -> Case:
+    common = {'layers': 6, 'clock': clock, 'cached': cached}
+    ours = {'program': 'lm', 'compile_only': False, **common}
+    return Case(
+        f'first step/6 layers {name} ({clock})',
+        's',
+        False,
+        (
+            _contestant('lm', scan=True, **ours),
+            _contestant('lm unrolled', scan=False, **ours),
+            _contestant('PyTorch', program='torch', compiled=False, **common),
+            _contestant('PyTorch compiled', program='torch', compiled=True, **common),
+            _contestant('Flax', program='flax', **common),
+        ),
+    )
+
+
+def _compilation(name: str, scan: bool) -> Case:
+    options = {'layers': 24, 'scan': scan, 'compile_only': True, 'clock': 'work', 'cached': False}
+    return Case(
+        f'first step/24 layers {name} compile',
+        's',
+        False,
+        (_contestant('lm', program='lm', **options),),
+    )
+
+
+def _command(name: str, *arguments: str) -> Case:
+    build = 'experiments.speed.startup:command'
+    return Case(
+        f'start/{name}', 's', False, (Contestant('lm', build, {'arguments': list(arguments)}),)
+    )
+
+
+CASES = [
+    *(
+        _first_step(name, clock, cached)
+        for name, cached in (('cold', False), ('from the cache', True))
+        for clock in ('process', 'work')
+    ),
+    _compilation('scanned', True),
+    _compilation('unrolled', False),
+    _command('import lm', '-c', 'import lm'),
+    _command('import lm.training', '-c', 'import lm.training'),
+    _command('lm.main --help', '-m', 'lm.main', '--help'),
+]
+
+
+if __name__ == '__main__':
+    request = json.loads(sys.argv[1])
+    found = FIRST_STEPS[request.pop('program')](**request)
+    # On Linux this clock is the machine's, the same in all processes.
+    print(json.dumps(found | {'ended': time.perf_counter()}), flush=True)
