@@ -15,6 +15,7 @@ setup(
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.8; sys_platform == "linux"',
+        'filelock>=3.15',  # JAX's compilation cache needs it where its size has a limit.
         'flax>=0.12',
         'grain>=0.2.16',
         'jax>=0.10',

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 _MAX_BYTES = 2 << 30  # Then those not used for the longest time go.
 _MIN_SECONDS = 0.1  # What compiles faster is not worth a file.
@@ -34,7 +33,6 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', _MIN_SECONDS)
     jax.config.update('jax_compilation_cache_dir', str(folder))
-    compilation_cache.reset_cache()  # Else a program compiled before this has settled that there is none.
 
 
 def options_of_what_runs_once() -> dict[str, int] | None:
