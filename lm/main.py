@@ -25,6 +25,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from lm import memory
 from lm.config import flatten, load, parse
 from lm.errors import InputError, RunStopped, lookup, nearest
 
@@ -164,6 +165,7 @@ def main(arguments: list[str]) -> None:
     try:
         if len(arguments) > 1:
             raise InputError(f"unexpected argument '{arguments[1]}': options begin with '--'.")
+        memory.share_one_arena()
         if _DISTRIBUTED.value:
             _join_hosts()
         lookup(MODES, _MODE.value, '--mode')()

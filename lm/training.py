@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import mesh, report, throughput, tree
+from lm import memory, mesh, report, throughput, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.data import pipeline
@@ -186,6 +186,7 @@ class Loop:
         if pending.step == self.start + 1:
             self.meter.restart()  # compilation is not speed
             self.checkpoints.prepare(self.run.steps.shapes)
+            memory.keep()
         else:
             self.meter.add(metrics['weight'])
         if metrics['skipped_in_a_row'] >= config.train.max_bad_steps:

@@ -12,7 +12,7 @@ from experiments.speed import gpt
 from experiments.speed.gpt import Shape
 from lm import config as configs
 from lm import decode as decoding
-from lm import mesh, optimizers
+from lm import memory, mesh, optimizers
 from lm.config import Config
 from lm.models.decoder import Decoder
 from lm.step import Steps, TrainState
@@ -78,6 +78,7 @@ def build(
     shape: Shape, rows: int, dtype: str, scan: bool
 ) -> tuple[Steps, TrainState, dict[str, jax.Array]]:
     """Returns the compiled functions, the state before the first step, and a batch on the device."""
+    memory.share_one_arena()  # As `python -m lm.main` does.
     c = config(shape, rows, dtype, scan)
     device_mesh = mesh.make(c.mesh)
     learning_rate = optimizers.schedule(c.schedule, c.optimizer.learning_rate, c.train.steps)
@@ -113,6 +114,7 @@ def step(
         return float(metrics['nats'])
 
     losses = [take() for _ in range(gpt.PROOF_STEPS)]
+    memory.keep()
 
     def sample() -> float:
         start = time.perf_counter()

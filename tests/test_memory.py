@@ -1,0 +1,71 @@
+"""Memory of a step that is kept. Each case is a process of its own, since malloc's settings are global."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lm import memory
+
+PROGRAM = """
+import resource
+import sys
+import jax
+from lm import memory
+memory._ACCELERATORS = ()
+if 'share' in sys.argv:
+    memory.share_one_arena()
+step = jax.jit(lambda x: jax.numpy.outer(x, x + 1) @ x)  # An array of 64 MB on the way.
+x = jax.numpy.ones(4096)
+step(x).sum().block_until_ready()
+kept = memory.keep()
+for _ in range(3):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    value = step(x).sum().block_until_ready()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, float(value).hex())
+"""
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != 'linux' or memory._glibc() is None, reason='The C library is not glibc.'
+)
+
+
+def pages_of_three_steps(*arguments, **environment):
+    """Returns whether memory is kept, how many pages three steps had made, and their result."""
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, *arguments],
+        env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, pages, value = done.stdout.split()
+    return kept == 'True', int(pages), value
+
+
+def test_kept_memory_is_used_again_and_changes_no_number():
+    kept, pages, value = pages_of_three_steps('share')
+    again, many, same = pages_of_three_steps()
+    assert kept
+    assert not again
+    assert pages < many / 10
+    assert value == same
+
+
+def test_nothing_is_kept_beside_an_accelerator(monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', 'cuda,cpu')
+    assert not memory._only_cpu()
+    monkeypatch.delenv('JAX_PLATFORMS')
+    monkeypatch.setattr(memory, '_ACCELERATORS', ('json',))
+    assert not memory._only_cpu()
+    monkeypatch.setattr(memory, '_ACCELERATORS', ('no_such_module',))
+    assert memory._only_cpu()
+
+
+def test_nothing_is_kept_by_a_process_that_fills_the_machine(monkeypatch):
+    monkeypatch.setattr(memory, '_prepared', True)
+    monkeypatch.setattr(memory, '_LEAST_SPARE', 1e9)
+    assert not memory.keep()
