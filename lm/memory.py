@@ -42,7 +42,7 @@ def keep() -> bool:
     if not _prepared or libc is None or not _spare():
         return False
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST, _TOP_PAD: _PAD_BYTES}
-    return all([libc.mallopt(name, value) for name, value in settings.items()])
+    return all(libc.mallopt(name, value) for name, value in settings.items())
 
 
 def _glibc() -> ctypes.CDLL | None:
