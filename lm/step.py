@@ -260,21 +260,20 @@ class Steps:
             shapes,
             shardings,
         )
-        self.init = jax.jit(
-            init, out_shardings=shardings, compiler_options=backend.options_of_what_runs_once()
-        )
-        self.train = jax.jit(
+        jit = functools.partial(jax.jit, compiler_options=backend.compiler_options())
+        self.init = jit(init, out_shardings=shardings)
+        self.train = jit(
             step,
             in_shardings=(shardings, rows),
             out_shardings=(shardings, replicated),
             donate_argnums=0,
         )
-        self.evaluate = jax.jit(
+        self.evaluate = jit(
             lambda params, batch: eval_step(params, batch, loss=loss),
             in_shardings=(shardings.params, rows),
             out_shardings=replicated,
         )
-        self.norms = jax.jit(
+        self.norms = jit(
             functools.partial(norms, loss=loss, accumulation=config.optimizer.accumulation),
             out_shardings=replicated,
         )
