@@ -10,6 +10,8 @@ On GPU and TPU these are `jax.lax.dot_general`, and nothing else. What CPU needs
   barrier prevents that too.
 - The gradient of a kernel sums over all tokens: the smaller operand is the one to transpose, and in 16 bits
   sums over more than 1,024 rows at a time take twice as long.
+- A few vectors times a large table of rows: twice as fast with the table on the left, behind a barrier, or
+  XLA would change the sides again.
 """
 
 import math
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 _ROWS = 1024
+_FEW = 16
 
 Axes = tuple[int, ...]
 
@@ -42,6 +45,17 @@ def dot(a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], batch: int = 0) -> 
     first = tuple(range(batch))
     numbers = (left, right), (first, first)
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+
+def few(x: jax.Array) -> bool:
+    """Whether `[..., D]` is so few vectors, as when one token is decoded, that `with_rows` is for them."""
+    return _one_cpu() and math.prod(x.shape[:-1]) <= _FEW
+
+
+def with_rows(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Returns float32 products of few `[..., D]` with the rows of `[V, D]`: `[..., V]`."""
+    products = dot(table, x, ((1,), (x.ndim - 1,)))
+    return jnp.moveaxis(jax.lax.optimization_barrier(products), 0, -1)
 
 
 def outer(a: jax.Array, b: jax.Array, batch: int) -> jax.Array:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import matmul
 from lm.layers.dense import STDDEV, affine
 from lm.mesh import constrain
 
@@ -38,7 +39,10 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products with every row, float32: `[..., D] -> [..., V]`."""
-        return affine(x.astype(self.dtype), self.embedding.T, dtype=jnp.float32)
+        x = x.astype(self.dtype)
+        if matmul.few(x):
+            return matmul.with_rows(x, self.embedding.astype(self.dtype))
+        return affine(x, self.embedding.T, dtype=jnp.float32)
 
 
 def sinusoids(positions: jax.Array, features: int) -> jax.Array:

@@ -142,6 +142,28 @@ def test_attend_is_float32_in_bfloat16():
     assert np.isfinite(grad).all()
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_few_vectors_attend_as_many_do(dtype):
+    embed = Embed(40, 8, dtype)
+    params = embed.init(jax.random.key(0), jnp.array([0]))
+    x = jax.random.normal(jax.random.key(1), (12, 2, 8))
+
+    def attend(params, x):
+        logits = embed.apply(params, x, method='attend')
+        return jnp.sum(jnp.sin(logits)), logits
+
+    attend = jax.jit(jax.grad(attend, argnums=(0, 1), has_aux=True))
+    (d_table, d_x), logits = attend(params, x)
+    parts = [attend(params, x[rows]) for rows in (slice(0, 6), slice(6, 12))]
+    tolerance = (
+        {'rtol': 1e-5, 'atol': 1e-6} if dtype == jnp.float32 else {'rtol': 0.02, 'atol': 0.02}
+    )
+    np.testing.assert_allclose(np.concatenate([p[1] for p in parts]), logits, **tolerance)
+    np.testing.assert_allclose(np.concatenate([p[0][1] for p in parts]), d_x, **tolerance)
+    sums = jax.tree.map(jnp.add, parts[0][0][0], parts[1][0][0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), sums, d_table)
+
+
 @pytest.mark.parametrize('width', [4, 5])
 def test_sinusoids(width):
     waves = np.asarray(sinusoids(jnp.array([[0, 1, 50]]), width))[0]
