@@ -233,15 +233,20 @@ def _task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[
 
 def _throughput(throughput: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Pairs (label, value) of what was measured."""
+
+    def share(value: float) -> str:
+        return f'{100 * value:.1f} %'
+
     names = {
         'tokens_per_second': ('tokens per second', number),
         'step_seconds_median': ('seconds a step, median', number),
-        'mfu': ('model FLOPs utilisation', lambda value: f'{100 * value:.1f} %'),
+        'mfu': ('model FLOPs utilisation (MFU)', share),
+        'mfu_causal': ('MFU, attention counted half', share),
     }
     return [
         (name, form(throughput[key]))
         for key, (name, form) in names.items()
-        if throughput[key] is not None
+        if throughput.get(key) is not None
     ]
 
 

@@ -1,9 +1,13 @@
-"""How fast a run is: tokens a second, and the share of the chip's peak that it reaches (MFU)."""
+"""How fast a run is: tokens a second, and the share of the chip's peak that it reaches (MFU).
+
+There are two conventions for MFU, and figures of one are not to be held against figures of the other: `mfu`
+counts attention's full square of T^2 pairs, as PaLM does, `mfu_causal` half of it, as causal attention needs.
+"""
 
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lm.config import ModelConfig
@@ -30,17 +34,21 @@ def peak_flops(device: Any) -> float | None:
     return next((rate for name, rate in PEAK_FLOPS if name in device.device_kind), None)
 
 
-def flops_per_token(parameters: int, model: ModelConfig, length: int, vocab_size: int) -> float:
+def flops_per_token(
+    parameters: int, model: ModelConfig, length: int, vocab_size: int, causal: bool = False
+) -> float:
     """Returns the FLOPs of one token's training step, as PaLM counts (arXiv 2204.02311, appendix B).
 
     6 for each parameter in a matrix product, and 12 N D T for attention, counting the full square even
-    where it is causal. An embedding that is only looked up does no product: it counts if it is tied.
+    where it is causal; half of that with `causal`. What is computed again in the backward pass does not
+    count. An embedding that is only looked up does no product: it counts if it is tied.
     """
     looked_up = 0 if model.tie_embeddings else vocab_size * model.embed_dim
     if model.position == 'learned':
         looked_up += length * model.embed_dim
     width = model.num_heads * model.head_dim or model.embed_dim
-    return 6 * (parameters - looked_up) + 12 * model.num_layers * width * length
+    attention = 12 * model.num_layers * width * length
+    return 6 * (parameters - looked_up) + (attention / 2 if causal else attention)
 
 
 class Meter:
@@ -81,13 +89,22 @@ class Meter:
         self.restart()
         return self.rates[-1]
 
-    def summary(self, flops_per_token: float, devices: list[Any]) -> dict[str, float | None]:
-        """Returns medians over the readings: `tokens_per_second`, `step_seconds_median`, `mfu`."""
+    def summary(self, flops: Mapping[str, float], devices: list[Any]) -> dict[str, float | None]:
+        """Returns medians over the readings: `tokens_per_second`, `step_seconds_median`, and shares.
+
+        Args:
+            flops: a token's, by the name of the share: `{'mfu': ..., 'mfu_causal': ...}`.
+            devices: that it ran on. If their peak is not known, the shares are None.
+        """
         if not self.rates:
-            return {'tokens_per_second': None, 'step_seconds_median': None, 'mfu': None}
+            return dict.fromkeys(('tokens_per_second', 'step_seconds_median', *flops))
         rate, peak = statistics.median(self.rates), peak_flops(devices[0])
+        shares = {
+            name: rate * count / (peak * len(devices)) if peak else None
+            for name, count in flops.items()
+        }
         return {
             'tokens_per_second': rate,
             'step_seconds_median': statistics.median(self.step_seconds),
-            'mfu': rate * flops_per_token / (peak * len(devices)) if peak else None,
+            **shares,
         }

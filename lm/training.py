@@ -275,9 +275,16 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             if name != 'train'
         }
         samples = LanguageModel(run, params).samples(config.generate, config.seed)
-    flops = throughput.flops_per_token(
-        run.steps.parameters, config.model, config.data.length, run.tokenizer.vocab_size
-    )
+    flops = {
+        name: throughput.flops_per_token(
+            run.steps.parameters,
+            config.model,
+            config.data.length,
+            run.tokenizer.vocab_size,
+            causal=causal,
+        )
+        for name, causal in (('mfu', False), ('mfu_causal', True))
+    }
     measured = loop.meter.summary(flops, list(run.mesh.devices.flat))
     if not loop.meter.rates:  # Nothing was left to train: an earlier start measured it.
         measured = _earlier_throughput(workdir) or measured

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'lm'
 FLOORS = [
-    {'tree', 'errors'},
+    {'tree', 'errors', 'memory'},
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend'),
