@@ -17,7 +17,7 @@ import resource
 # Parameters of mallopt(3), from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _PAD_BYTES = 64 << 20
-_MOST = (1 << 31) - 1
+_NEVER = -1
 # Small arrays that live on can split the piece, and then there is a second and a third of it.
 _LEAST_SPARE = 4
 _ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm7_plugin')
@@ -41,7 +41,7 @@ def keep() -> bool:
     libc = _glibc()
     if not _prepared or libc is None or not _spare():
         return False
-    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST, _TOP_PAD: _PAD_BYTES}
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _PAD_BYTES}
     return all(libc.mallopt(name, value) for name, value in settings.items())
 
 

@@ -45,16 +45,22 @@ def _case(dtype: str, vocab: int) -> Case:
 
 
 def _depth() -> Case:
-    """24 layers beside 6: the ratio of the two is how many times slower a step is."""
-    deep, shallow = (
+    """24 layers beside 6: the ratio of the first two is how many times slower a step is."""
+    contestants = (
         Contestant(
-            f'lm {layers} layers',
+            f'lm {layers} layers{"" if scan else " unrolled"}',
             f'{_PEERS}.lm_gpt:step',
-            {'sizes': {'vocab': 8192, 'layers': layers}, 'rows': ROWS, 'dtype': 'float32'},
+            {
+                'sizes': {'vocab': 8192, 'layers': layers},
+                'rows': ROWS,
+                'dtype': 'float32',
+                'scan': scan,
+            },
         )
+        for scan in (True, False)
         for layers in (24, 6)
     )
-    return Case('step/24 layers', 'tokens/s', True, (deep, shallow))
+    return Case('step/24 layers', 'tokens/s', True, tuple(contestants))
 
 
 CASES = [
