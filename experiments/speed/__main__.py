@@ -49,6 +49,7 @@ def main() -> None:
         for number, case in enumerate(chosen, 1):
             title = f'[{number}/{len(chosen)}] {case.name}'
             for record in race.run(case, options.rounds, options.seed, _Progress(title)):
+                record['share'] = against.share(record, records)
                 print(json.dumps(record), file=file, flush=True)
                 records.append(record)
             _print_case([r for r in records if r['case'] == case.name])
@@ -101,6 +102,8 @@ def _print_case(records: list[dict[str, Any]]) -> None:
         if record is not records[0]:
             worst, best = record['ratio_spread']
             line += f'   {record["ratio"]:5.2f}x [{worst:.2f} to {best:.2f}]'
+        if record['share']:
+            line += f'   {record["share"]:.0%} of {record["limit"].removeprefix("limit/")}'
         if record['noisy']:
             line += f'   ({record["noisy"]} of {len(record["samples"])} samples disturbed)'
         print(line, flush=True)

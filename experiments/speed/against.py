@@ -32,6 +32,12 @@ def compare(old: list[Record], new: list[Record]) -> list[tuple[str, str, float,
     return rows
 
 
+def share(record: Record, records: list[Record]) -> float | None:
+    """Returns what part a median is of the machine's limit, or None if that was not measured in this run."""
+    rates = [r['median'] for r in records if r['case'] == record['limit']]
+    return record['median'] * record['flops'] / (rates[0] * 1e9) if rates else None
+
+
 def figure(records: list[Record], machine: Record, path: Path) -> None:
     """Draws how many times better ours is than each other contestant, with the quartiles over rounds."""
     import matplotlib.figure

@@ -32,10 +32,10 @@ class Shape:
     def flops_per_token(self) -> float:
         """Floating-point operations of a training step: 6 a parameter in a product, and attention's.
 
-        Attention is counted over the whole square of T x T; half of it is masked.
+        Of attention's square of T x T the half that is not masked counts.
         """
         matrices = 12 * self.layers * self.width**2 + self.vocab * self.width
-        return 6 * matrices + 12 * self.layers * self.length * self.width
+        return 6 * matrices + 6 * self.layers * self.length * self.width
 
 
 def weights(shape: Shape) -> dict[str, np.ndarray]:

@@ -32,12 +32,14 @@ class Contestant:
             `sample() -> float`, one measured number.
         options: JSON.
         environment: variables of its process.
+        flops: floating-point operations of one of the case's units, such as a token; 0 if not counted.
     """
 
     name: str
     build: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    flops: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Case:
         agree: the name of a fact, a list of numbers, in which all must agree within `tolerance`, or they
             do not do the same work.
         tolerance: relative.
+        limit: the case whose first contestant's GFLOP/s are the machine's limit for this one.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Case:
     contestants: tuple[Contestant, ...]
     agree: str = ''
     tolerance: float = 0.0
+    limit: str = ''
 
 
 class Worker:
@@ -170,6 +174,8 @@ def run(case: Case, rounds: int, seed: int, say: Callable[[str], None]) -> list[
             'build': contestant.build,
             'options': contestant.options,
             'environment': contestant.environment,
+            'flops': contestant.flops,
+            'limit': case.limit,
             'facts': fact,
         }
         for contestant, taken, fact in zip(case.contestants, samples, facts, strict=True)

@@ -1,8 +1,10 @@
 """A whole training step: clip, AdamW, tied head; the same GPT by everyone."""
 
+import dataclasses
 from typing import Any
 
 from experiments.speed import mkl
+from experiments.speed.gpt import Shape
 from experiments.speed.race import Case, Contestant
 
 _PEERS = 'experiments.speed.peers'
@@ -20,7 +22,8 @@ def _case(dtype: str, vocab: int) -> Case:
     }
 
     def contestant(name: str, build: str, **more: Any) -> Contestant:
-        return Contestant(name, f'{_PEERS}.{build}:step', options | more)
+        flops = Shape(vocab=vocab).flops_per_token
+        return Contestant(name, f'{_PEERS}.{build}:step', options | more, flops=flops)
 
     others = [
         contestant('PyTorch eager', 'torch_gpt'),
@@ -31,7 +34,9 @@ def _case(dtype: str, vocab: int) -> Case:
     ]
     if dtype == 'float32':
         others += [
-            Contestant(f'{peer.name}, MKL bypassed', peer.build, peer.options, mkl.BYPASS)
+            dataclasses.replace(
+                peer, name=f'{peer.name}, MKL bypassed', environment=mkl.BYPASS
+            )
             for peer in others[:2]
         ]
     return Case(
@@ -41,6 +46,7 @@ def _case(dtype: str, vocab: int) -> Case:
         (contestant('lm', 'lm_gpt', scan=False), *others),
         agree='losses',
         tolerance=_TOLERANCE[dtype],
+        limit=f'limit/matmul {dtype}',
     )
 
 
@@ -56,11 +62,14 @@ def _depth() -> Case:
                 'dtype': 'float32',
                 'scan': scan,
             },
+            flops=Shape(vocab=8192, layers=layers).flops_per_token,
         )
         for scan in (True, False)
         for layers in (24, 6)
     )
-    return Case('step/24 layers', 'tokens/s', True, tuple(contestants))
+    return Case(
+        'step/24 layers', 'tokens/s', True, tuple(contestants), limit='limit/matmul float32'
+    )
 
 
 CASES = [

@@ -89,11 +89,22 @@ def test_a_ratio_has_fallen_where_the_quartiles_do_not_touch(tmp_path):
     assert (tmp_path / 'run.png').stat().st_size > 5000
 
 
+def test_a_share_is_of_the_limit_measured_in_the_same_run():
+    step = {'case': 'step/a', 'median': 200.0, 'flops': 1e9, 'limit': 'limit/matmul'}
+    limits = [
+        {'case': 'limit/matmul', 'contestant': 'ours', 'median': 400.0},
+        {'case': 'limit/matmul', 'contestant': 'theirs', 'median': 800.0},
+    ]
+    assert against.share(step, limits) == 0.5
+    assert against.share(step, []) is None
+    assert against.share(step | {'limit': ''}, limits) is None
+
+
 def test_the_floating_point_operations_of_a_known_model():
     """GPT-2: 124M parameters, of which 0.8M are positions, and attention over 1024 tokens."""
     shape = Shape(layers=12, width=768, heads=12, length=1024, vocab=50257)
     matrices = 12 * 12 * 768**2 + 50257 * 768
-    assert shape.flops_per_token == 6 * matrices + 12 * 12 * 768 * 1024
+    assert shape.flops_per_token == 6 * matrices + 6 * 12 * 768 * 1024
 
 
 @pytest.mark.parametrize(
