@@ -1,8 +1,7 @@
 """How fast a run is: tokens a second, and the share of the chip's peak that it reaches (MFU).
 
 There are two conventions for MFU, and figures of one are not to be held against figures of the other:
-`mfu` counts attention's full square of T^2 pairs, as PaLM does, `mfu_causal` half of it, as causal attention
-needs.
+`mfu` counts attention's full square of T^2 pairs, as PaLM does; `mfu_causal` counts half of it.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ def compare(old: list[Record], new: list[Record]) -> list[tuple[str, str, float,
 
 
 def share(record: Record, records: list[Record]) -> float | None:
-    """Returns what part a median is of the machine's limit, or None if that was not measured in this run."""
+    """Returns what part of the limit a median is, or None if that was not measured in this run."""
     rates = [r['median'] for r in records if r['case'] == record['limit']]
     return record['median'] * record['flops'] / (rates[0] * 1e9) if rates else None
 

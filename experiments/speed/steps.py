@@ -34,9 +34,7 @@ def _case(dtype: str, vocab: int) -> Case:
     ]
     if dtype == 'float32':
         others += [
-            dataclasses.replace(
-                peer, name=f'{peer.name}, MKL bypassed', environment=mkl.BYPASS
-            )
+            dataclasses.replace(peer, name=f'{peer.name}, MKL bypassed', environment=mkl.BYPASS)
             for peer in others[:2]
         ]
     return Case(
