@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 _MAX_BYTES = 2 << 30  # Then those not used for the longest time go.
+_LEVEL = 'xla_backend_optimization_level'
 _MIN_SECONDS = 0.1  # What compiles faster is not worth a file.
 
 
@@ -39,9 +40,11 @@ def compiler_options() -> dict[str, int] | None:
     """Returns options of `jax.jit`: on CPU, programs compile in two thirds of the time, and run as fast.
 
     What takes time there are matrix products, which are XLA's own and not compiled; the rest LLVM's first
-    level makes as fast as its third.
+    level makes as fast as its third. A level in `XLA_FLAGS` wins.
     """
-    return {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+    if jax.default_backend() != 'cpu' or _LEVEL in os.environ.get('XLA_FLAGS', ''):
+        return None
+    return {_LEVEL: 1}
 
 
 def _complain(folder: Path, reason: str) -> None:

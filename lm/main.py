@@ -84,6 +84,7 @@ def _say(*lines: str) -> None:
 
 
 def _train() -> None:
+    memory.share_one_arena()
     from lm.training import train
 
     written = train(_config(), _workdir())
@@ -165,7 +166,6 @@ def main(arguments: list[str]) -> None:
     try:
         if len(arguments) > 1:
             raise InputError(f"unexpected argument '{arguments[1]}': options begin with '--'.")
-        memory.share_one_arena()
         if _DISTRIBUTED.value:
             _join_hosts()
         lookup(MODES, _MODE.value, '--mode')()

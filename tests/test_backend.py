@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from lm import backend
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -87,3 +89,10 @@ def test_an_import_leaves_the_settings_of_jax_alone(module):
         [sys.executable, '-c', program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == 'None'
+
+
+@pytest.mark.parametrize('flags', ['', '--xla_backend_optimization_level=0'])
+def test_a_level_of_the_users_wins(flags, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    level = {'xla_backend_optimization_level': 1}
+    assert backend.compiler_options() == (None if flags else level)
