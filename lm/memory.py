@@ -4,8 +4,9 @@ XLA asks for a step's arrays in one piece, and frees it at the end. By default g
 the kernel and gives it back, so that each step has all its pages made and zeroed anew: 187,000 of them for
 the GPT of `experiments/speed`, 15 % of its time (22 % in bfloat16). Here glibc is told to keep it.
 
-Nothing is done where this does not help: where `MALLOC_ARENA_MAX` is set, on other systems, on other C
-libraries, beside a GPU or TPU, or where the process already uses a large part of the machine's memory.
+Nothing is done where this does not help: where `MALLOC_ARENA_MAX` asks for more, on other systems, on
+other C libraries, beside a GPU or TPU, or where the process already uses a large part of the machine's
+memory.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ from pathlib import Path
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _PAD_BYTES = 64 << 20
 _NEVER = -1
-# Small arrays that live on can split the piece, and then there is a second and a third of it.
+# Small arrays that live on can split the piece, and the next step can begin before this one's is free: then
+# there is a second and a third of it, until there are enough.
 _LEAST_SPARE = 4
 _ACCELERATORS = (
     'libtpu',
@@ -42,13 +44,16 @@ _prepared = False
 def share_one_arena() -> None:
     """Makes all threads take memory from one place, the only one that can keep large pieces.
 
-    Called at the start of a program, before JAX has threads; `keep` does nothing without it. Threads that
+    Called at the start of a program, before JAX or numpy is imported: a thread that has an arena by then
+    keeps it, and others may come to share that one. `keep` does nothing without this call. Threads that
     ask for much memory at once wait for each other: text becomes tokens about a tenth slower.
     """
     global _prepared
     libc = _glibc()
-    if libc is not None and _only_cpu() and 'MALLOC_ARENA_MAX' not in os.environ:
-        _prepared = bool(libc.mallopt(_ARENA_MAX, 1))
+    chosen = os.environ.get('MALLOC_ARENA_MAX', '1')
+    _prepared = (
+        chosen == '1' and libc is not None and _only_cpu() and bool(libc.mallopt(_ARENA_MAX, 1))
+    )
 
 
 def keep() -> bool:

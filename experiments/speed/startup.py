@@ -30,14 +30,16 @@ def first_step_lm(layers: int, scan: bool, compile_only: bool, cache: str) -> di
     """This project's; `compile_only` ends when the step is compiled, the initialisation left out."""
     from pathlib import Path
 
+    from lm import memory
+
+    memory.share_one_arena()
     import jax
     import numpy as np
 
     from experiments.speed.peers import lm_gpt
-    from lm import backend, memory, mesh, optimizers
+    from lm import backend, mesh, optimizers
     from lm.step import Steps
 
-    memory.share_one_arena()
     shape = Shape(layers=layers)
     inputs, targets = gpt.batch(shape, ROWS)
     fields = {

@@ -9,6 +9,8 @@ from experiments.speed.race import Case, Contestant
 
 _PEERS = 'experiments.speed.peers'
 ROWS = 8
+# As `python -m lm.main` has it from its first line on; a worker imports JAX before it is told.
+_ONE_ARENA = {'MALLOC_ARENA_MAX': '1'}
 # Losses over the first steps agree within this, relative.
 _TOLERANCE = {'float32': 1e-4, 'bfloat16': 1e-2}
 
@@ -23,7 +25,8 @@ def _case(dtype: str, vocab: int) -> Case:
 
     def contestant(name: str, build: str, **more: Any) -> Contestant:
         flops = Shape(vocab=vocab).flops_per_token
-        return Contestant(name, f'{_PEERS}.{build}:step', options | more, flops=flops)
+        environment = _ONE_ARENA if build == 'lm_gpt' else {}
+        return Contestant(name, f'{_PEERS}.{build}:step', options | more, environment, flops)
 
     others = [
         contestant('PyTorch eager', 'torch_gpt'),
@@ -60,7 +63,8 @@ def _depth() -> Case:
                 'dtype': 'float32',
                 'scan': scan,
             },
-            flops=Shape(vocab=8192, layers=layers).flops_per_token,
+            _ONE_ARENA,
+            Shape(vocab=8192, layers=layers).flops_per_token,
         )
         for scan in (True, False)
         for layers in (24, 6)
