@@ -6,6 +6,8 @@ a norm of 1, AdamW (0.9, 0.95, 1e-8) with a decay of 0.1 on matrices, a learning
 """
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -76,3 +78,27 @@ def batch(shape: Shape, rows: int, length: int | None = None) -> tuple[np.ndarra
     size = (rows, (length or shape.length) + 1)
     tokens = rng.integers(4, shape.vocab, size, dtype=np.int32)
     return tokens[:, :-1], tokens[:, 1:]
+
+
+def racing(
+    take: Callable[[], float], tokens: int, steps: int, prepare: Callable[[], object] = lambda: None
+) -> tuple[list[float], Callable[[], float]]:
+    """Returns the losses of the first steps, and a sample: tokens/s of `steps` steps.
+
+    Args:
+        take: takes a step and returns its loss, in nats.
+        tokens: of a step.
+        steps: in a sample.
+        prepare: called once, after the first step.
+    """
+    losses = [take()]
+    prepare()
+    losses += [take() for _ in range(1, PROOF_STEPS)]
+
+    def sample() -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            take()
+        return steps * tokens / (time.perf_counter() - start)
+
+    return losses, sample

@@ -34,21 +34,13 @@ def first_step_lm(layers: int, scan: bool, compile_only: bool, cache: str) -> di
 
     memory.share_one_arena()
     import jax
-    import numpy as np
 
     from experiments.speed.peers import lm_gpt
     from lm import backend, mesh, optimizers
     from lm.step import Steps
 
     shape = Shape(layers=layers)
-    inputs, targets = gpt.batch(shape, ROWS)
-    fields = {
-        'inputs': inputs,
-        'targets': targets,
-        'loss_weights': np.ones(inputs.shape, np.float32),
-        'positions': np.broadcast_to(np.arange(shape.length, dtype=np.int32), inputs.shape).copy(),
-        'segment_ids': np.ones(inputs.shape, np.int32),
-    }
+    fields = lm_gpt.batch(shape, ROWS)
     start = time.perf_counter()
     backend.keep_compiled(Path(cache))
     c = lm_gpt.config(shape, ROWS, 'float32', scan)
@@ -71,33 +63,20 @@ def first_step_flax(layers: int, cache: str) -> dict[str, float]:
     """The newcomer's, who jits `init` as well as the step."""
     import jax
     import jax.numpy as jnp
-    import optax
 
-    from experiments.speed.peers.flax_gpt import GPT
+    from experiments.speed.peers import flax_gpt
 
     shape = Shape(layers=layers)
     inputs, targets = gpt.batch(shape, ROWS)
     start = time.perf_counter()
     if cache:
         jax.config.update('jax_compilation_cache_dir', cache)
-    model = GPT(shape, jnp.float32)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(gpt.CLIP),
-        optax.adamw(gpt.LEARNING_RATE, *gpt.BETAS, eps=gpt.EPS, weight_decay=gpt.DECAY),
-    )
+    model = flax_gpt.GPT(shape, jnp.float32)
+    optimizer = flax_gpt.adamw()
     params = jax.jit(model.init)(jax.random.key(0), inputs[:1])['params']
     opt_state = jax.jit(optimizer.init)(params)
-
-    def train(params, opt_state, inputs, targets):
-        def loss(params):
-            logits = model.apply({'params': params}, inputs)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    *_, value = jax.jit(train, donate_argnums=(0, 1))(params, opt_state, inputs, targets)
+    train = flax_gpt.train_step(model, optimizer)
+    *_, value = train(params, opt_state, inputs, targets)
     return {'loss': float(value), 'work': time.perf_counter() - start}
 
 

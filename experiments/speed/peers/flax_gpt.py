@@ -1,6 +1,5 @@
 """A GPT as a newcomer to Flax would write it: the modules that Flax has, optax, `jax.jit`."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -82,14 +81,9 @@ def parameters(shape: Shape) -> dict[str, Any]:
     }
 
 
-def step(
-    sizes: dict[str, int], rows: int, dtype: str, steps: int = 1
-) -> tuple[dict[str, Any], Callable[[], float]]:
-    """A training step; a sample is tokens/s."""
-    shape = Shape(**sizes)
-    model = GPT(shape, jnp.dtype(dtype))
-    params = jax.tree.map(jnp.asarray, parameters(shape))
-    optimizer = optax.chain(
+def adamw() -> optax.GradientTransformation:
+    """Returns clipping and AdamW that decays matrices only."""
+    return optax.chain(
         optax.clip_by_global_norm(gpt.CLIP),
         optax.adamw(
             gpt.LEARNING_RATE,
@@ -101,7 +95,10 @@ def step(
             ),
         ),
     )
-    inputs, targets = map(jnp.asarray, gpt.batch(shape, rows))
+
+
+def train_step(model: GPT, optimizer: optax.GradientTransformation) -> Callable[..., tuple]:
+    """Returns the jitted step: (params, opt_state, inputs, targets) to (params, opt_state, loss)."""
 
     def train(params, opt_state, inputs, targets):
         def loss(params):
@@ -114,7 +111,19 @@ def step(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    train = jax.jit(train, donate_argnums=(0, 1))
+    return jax.jit(train, donate_argnums=(0, 1))
+
+
+def step(
+    sizes: dict[str, int], rows: int, dtype: str, steps: int = 1
+) -> tuple[dict[str, Any], Callable[[], float]]:
+    """A training step; a sample is tokens/s."""
+    shape = Shape(**sizes)
+    model = GPT(shape, jnp.dtype(dtype))
+    params = jax.tree.map(jnp.asarray, parameters(shape))
+    optimizer = adamw()
+    inputs, targets = map(jnp.asarray, gpt.batch(shape, rows))
+    train = train_step(model, optimizer)
     opt_state = optimizer.init(params)
 
     def take() -> float:
@@ -122,13 +131,6 @@ def step(
         params, opt_state, value = train(params, opt_state, inputs, targets)
         return float(value)
 
-    losses = [take() for _ in range(gpt.PROOF_STEPS)]
-
-    def sample() -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            take()
-        return steps * rows * shape.length / (time.perf_counter() - start)
-
+    losses, sample = gpt.racing(take, rows * shape.length, steps)
     facts = {'losses': losses, 'jax': jax.__version__, 'flax': flax.__version__}
     return facts, sample

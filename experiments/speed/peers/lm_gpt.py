@@ -74,6 +74,18 @@ def parameters(shape: Shape) -> dict[str, Any]:
     }
 
 
+def batch(shape: Shape, rows: int) -> dict[str, np.ndarray]:
+    """Returns the common tokens as a batch, on the host."""
+    inputs, targets = gpt.batch(shape, rows)
+    return {
+        'inputs': inputs,
+        'targets': targets,
+        'loss_weights': np.ones(inputs.shape, np.float32),
+        'positions': np.broadcast_to(np.arange(shape.length, dtype=np.int32), inputs.shape).copy(),
+        'segment_ids': np.ones(inputs.shape, np.int32),
+    }
+
+
 def build(
     shape: Shape, rows: int, dtype: str, scan: bool
 ) -> tuple[Steps, TrainState, dict[str, jax.Array]]:
@@ -90,15 +102,7 @@ def build(
         parameters(shape),
         steps.shapes.params,
     )
-    inputs, targets = gpt.batch(shape, rows)
-    fields = {
-        'inputs': inputs,
-        'targets': targets,
-        'loss_weights': np.ones(inputs.shape, np.float32),
-        'positions': np.broadcast_to(np.arange(shape.length, dtype=np.int32), inputs.shape).copy(),
-        'segment_ids': np.ones(inputs.shape, np.int32),
-    }
-    return steps, state.replace(params=ours), mesh.put(fields, device_mesh)
+    return steps, state.replace(params=ours), mesh.put(batch(shape, rows), device_mesh)
 
 
 def step(
@@ -113,16 +117,8 @@ def step(
         state, metrics = compiled.train(state, fields)
         return float(metrics['nats'])
 
-    losses = [take()]
-    memory.keep()  # As training does, after its first step.
-    losses += [take() for _ in range(1, gpt.PROOF_STEPS)]
-
-    def sample() -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            take()
-        return steps * rows * shape.length / (time.perf_counter() - start)
-
+    # Training, too, keeps memory after its first step.
+    losses, sample = gpt.racing(take, rows * shape.length, steps, prepare=memory.keep)
     facts = {'losses': losses, 'jax': jax.__version__, 'parameters': compiled.parameters}
     return facts, sample
 

@@ -4,7 +4,6 @@ Attention by `scaled_dot_product_attention`, AdamW fused, 16 bits by autocast: w
 used.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -103,14 +102,7 @@ def racing(
         optimizer.step()
         return value.item()
 
-    losses = [take() for _ in range(gpt.PROOF_STEPS)]
-
-    def sample() -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            take()
-        return steps * rows * shape.length / (time.perf_counter() - start)
-
+    losses, sample = gpt.racing(take, rows * shape.length, steps)
     facts = {
         'losses': losses,
         'torch': torch.__version__,
