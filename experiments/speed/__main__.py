@@ -50,6 +50,7 @@ def main() -> None:
             title = f'[{number}/{len(chosen)}] {case.name}'
             for record in race.run(case, options.rounds, options.seed, _Progress(title)):
                 record['share'] = against.share(record, records)
+                record['commit'] = machine['commit']
                 print(json.dumps(record), file=file, flush=True)
                 records.append(record)
             _print_case([r for r in records if r['case'] == case.name])

@@ -226,7 +226,7 @@ def case(what: str, unit: str) -> Case:
         name=f'checkpoint/{what}',
         unit=unit,
         higher_is_better=False,
-        foreign=0.5,
+        foreign_limit=0.5,
         contestants=(
             Contestant('lm', f'{module}:ours', {'what': what}),
             *(

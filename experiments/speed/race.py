@@ -2,7 +2,7 @@
 
 Each contestant lives in a process of its own, which is stopped while it is not its turn. In each round
 all take a sample, in random order. A sample is dropped, and taken anew, by what the machine did and not by
-what was measured: when other processes or the hypervisor had more than `FOREIGN` of the cores' time.
+what was measured: when other processes or the hypervisor had more than `FOREIGN_LIMIT` of the cores' time.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-FOREIGN = 0.05
+FOREIGN_LIMIT = 0.05
 ATTEMPTS = 5  # At one sample; the quietest is kept, and counted as noisy.
 
 
@@ -55,8 +55,8 @@ class Case:
             do not do the same work.
         tolerance: relative.
         limit: the case whose first contestant's GFLOP/s are the machine's limit for this one.
-        foreign: the part of the cores' time above which a sample is dropped. What the kernel writes to the
-            disk for a contestant counts as foreign too.
+        foreign_limit: the part of the cores' time above which a sample is dropped. What the kernel writes to
+            the disk for a contestant counts as foreign too.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Case:
     agree: str = ''
     tolerance: float = 0.0
     limit: str = ''
-    foreign: float = FOREIGN
+    foreign_limit: float = FOREIGN_LIMIT
 
 
 class Worker:
@@ -135,12 +135,12 @@ def workers(
             worker.close()
 
 
-def quiet_sample(worker: Worker, foreign: float = FOREIGN) -> dict[str, Any]:
-    """Returns a sample of which others had at most a part `foreign`, or the least disturbed of a few."""
+def quiet_sample(worker: Worker, foreign_limit: float = FOREIGN_LIMIT) -> dict[str, Any]:
+    """Returns a sample of which others had at most that part, or the least disturbed of a few."""
     taken = []
     for _ in range(ATTEMPTS):
         taken.append(worker.sample())
-        if taken[-1]['foreign'] <= foreign:
+        if taken[-1]['foreign'] <= foreign_limit:
             break
     return min(taken, key=lambda t: t['foreign']) | {'dropped': len(taken) - 1}
 
@@ -158,7 +158,7 @@ def run(case: Case, rounds: int, seed: int, say: Callable[[str], None]) -> list[
         for number in range(rounds):
             say(f'round {number + 1} of {rounds}')
             for i in order.sample(range(len(racing)), len(racing)):
-                samples[i].append(quiet_sample(racing[i], case.foreign))
+                samples[i].append(quiet_sample(racing[i], case.foreign_limit))
         facts = [worker.facts for worker in racing]
     ours = [s['value'] for s in samples[0]]
     return [
@@ -170,7 +170,7 @@ def run(case: Case, rounds: int, seed: int, say: Callable[[str], None]) -> list[
             'median': statistics.median(s['value'] for s in taken),
             'spread': spread([s['value'] for s in taken]),
             'samples': [s['value'] for s in taken],
-            'noisy': sum(s['foreign'] > case.foreign for s in taken),
+            'noisy': sum(s['foreign'] > case.foreign_limit for s in taken),
             'dropped': sum(s['dropped'] for s in taken),
             'peak_mb': max(s['peak_mb'] for s in taken),
             **ratio(ours, [s['value'] for s in taken], case.higher_is_better),

@@ -40,7 +40,8 @@ class Embed(nn.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns the products with every row, float32: `[..., D] -> [..., V]`."""
         x = x.astype(self.dtype)
-        if matmul.few(x):
+        # [B, D] is a step of decoding; the gradient of a batch, however small, is taken by `affine`.
+        if x.ndim == 2 and matmul.few(x):
             return matmul.with_rows(x, self.embedding.astype(self.dtype))
         return affine(x, self.embedding.T, dtype=jnp.float32)
 

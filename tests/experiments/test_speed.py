@@ -64,6 +64,22 @@ def test_a_disturbed_sample_is_taken_anew_and_the_quietest_kept():
     assert race.quiet_sample(Worker()) == {'value': 3.0, 'foreign': 0.04, 'dropped': 2}
     Worker.answers = [(float(i), 0.5 - 0.01 * i) for i in range(race.ATTEMPTS)]
     assert race.quiet_sample(Worker())['value'] == race.ATTEMPTS - 1
+    Worker.answers = [(1.0, 0.6), (2.0, 0.4), (3.0, 0.0)]
+    assert race.quiet_sample(Worker(), 0.5) == {'value': 2.0, 'foreign': 0.4, 'dropped': 1}
+
+
+def test_a_case_has_its_own_limit_for_others(monkeypatch):
+    limits = []
+
+    def sample(worker, foreign_limit):
+        limits.append(foreign_limit)
+        return {'value': 1.0, 'foreign': 0.4, 'peak_mb': 1.0, 'dropped': 0}
+
+    monkeypatch.setattr(race, 'quiet_sample', sample)
+    for limit, noisy in ((0.5, 0), (0.05, 2)):
+        case = Case('a/b', 'm', True, (contestant('ours', start=2),), foreign_limit=limit)
+        assert race.run(case, 2, 0, silent)[0]['noisy'] == noisy
+    assert limits == [0.5, 0.5, 0.05, 0.05]
 
 
 def test_ratios_say_how_many_times_better_ours_is():
