@@ -55,8 +55,8 @@ class Case:
             do not do the same work.
         tolerance: relative.
         limit: the case whose first contestant's GFLOP/s are the machine's limit for this one.
-        foreign_limit: the part of the cores' time above which a sample is dropped. What the kernel writes to
-            the disk for a contestant counts as foreign too.
+        foreign_limit: the part of the cores' time above which a sample is dropped. What the kernel writes
+            to the disk for a contestant counts as foreign too.
     """
 
     name: str
