@@ -1,0 +1,116 @@
+"""Masks written as text: `parse('causal & window(256)') == causal & window(256)`.
+
+The text is read by Python's own parser and must be made of names of a table, calls with integers, `&`,
+`|`, `~` and parentheses. Nothing is ever evaluated.
+"""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lm.attention.masks import MASKS, PRESETS, Heads, Mask, heads
+from lm.errors import InputError, nearest
+
+NAMES: dict[str, Any] = {**MASKS, **PRESETS, 'heads': heads}
+
+
+class _Fault(Exception):
+    """A message, and the part of the text that it is about."""
+
+    def __init__(self, message: str, node: ast.AST) -> None:
+        super().__init__(message)
+        self.start, self.end = node.col_offset, node.end_col_offset
+
+
+def parse(
+    text: str, place: str = 'config.model.attention', names: Mapping[str, Any] = NAMES
+) -> Any:
+    """Returns the mask that a text describes, or the tuple of masks of a preset that is a pattern.
+
+    Args:
+        text: such as `'causal & window(256)'`.
+        place: where it was given, for the message.
+        names: what may be named. Those that are not masks cannot be combined.
+
+    Raises:
+        InputError: three lines: what is wrong, the text, and carets under the fault.
+    """
+    text = text.strip()
+    try:
+        tree = ast.parse(text, mode='eval')
+        return _build(tree.body, names)
+    except SyntaxError as error:
+        start = max((error.offset or 1) - 1, 0)
+        # What Python expects here is seldom what is wanted here.
+        message, end = 'this is not an expression of masks', start + 1
+    except _Fault as fault:
+        # Columns of ast count bytes.
+        start, end = (len(text.encode()[:n].decode()) for n in (fault.start, fault.end))
+        message = str(fault)
+    message += '' if message.endswith(('.', '?')) else '.'
+    carets = ' ' * start + '^' * max(end - start, 1)
+    raise InputError(f"{place} = '{text}': {message}\n  {text}\n  {carets}")
+
+
+def _build(node: ast.AST, names: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.BinOp(left, ast.BitAnd() | ast.BitOr() as operator, right):
+            a, b = (_mask(part, names) for part in (left, right))
+            return a & b if isinstance(operator, ast.BitAnd) else a | b
+        case ast.UnaryOp(ast.Invert(), operand):
+            return ~_mask(operand, names)
+        case ast.Name(name):
+            made = _named(node, name, names)
+            return _call(node, made, [], {}) if callable(made) else made
+        case ast.Call(ast.Name(name) as function, arguments, keywords):
+            made = _named(function, name, names)
+            if not callable(made):
+                raise _Fault(f"'{name}' takes no arguments", node)
+            if made is heads:
+                if keywords or not arguments:
+                    raise _Fault('write one mask for each part of the heads', node)
+                return heads(*(_mask(part, names) for part in arguments))
+            named = {k.arg: _number(k.value) for k in keywords}
+            return _call(node, made, [_number(part) for part in arguments], named)
+        case ast.BoolOp():
+            raise _Fault("write '&' for 'and' and '|' for 'or'", node)
+        case ast.UnaryOp(ast.Not()):
+            raise _Fault("write '~' for 'not'", node)
+    raise _Fault('only names, numbers in calls, &, | and ~ have a meaning here', node)
+
+
+def _mask(node: ast.AST, names: Mapping[str, Any]) -> Mask:
+    made = _build(node, names)
+    if not isinstance(made, Mask) or isinstance(made, Heads):
+        raise _Fault('this is no mask that can be combined; it stands alone', node)
+    return made
+
+
+def _named(node: ast.AST, name: str, names: Mapping[str, Any]) -> Any:
+    if name not in names:
+        raise _Fault(f"'{name}' is not known.{nearest(name, names)}", node)
+    return names[name]
+
+
+def _number(node: ast.AST) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    raise _Fault('only integers are arguments', node)
+
+
+def _call(node: ast.AST, function: Any, arguments: list[int], named: dict[str, int]) -> Any:
+    signature = inspect.signature(function)
+    try:
+        bound = signature.bind(*arguments, **named)
+    except TypeError as error:
+        name = node.func.id if isinstance(node, ast.Call) else node.id
+        wanted = ', '.join(
+            p.name if p.default is p.empty else f'{p.name}={p.default}'
+            for p in signature.parameters.values()
+        )
+        raise _Fault(f'write {name}({wanted}): {error}', node) from None
+    try:
+        return function(*bound.args, **bound.kwargs)
+    except InputError as error:
+        raise _Fault(str(error), node) from None
