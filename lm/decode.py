@@ -10,7 +10,6 @@ import numpy as np
 from jax.experimental import io_callback
 
 from lm.errors import InputError
-from lm.layers.attention import grow
 from lm.mesh import constrain
 from lm.models.decoder import Decoder
 
@@ -200,8 +199,8 @@ def _continue(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))  # one a row
     params = jax.lax.optimization_barrier(model.for_decoding(params))  # once, not in each step
 
-    def forward(tokens, positions, cache):
-        return model.apply({'params': params}, tokens, positions, cache, method='decode')
+    def forward(tokens, positions, cache, **options):
+        return model.apply({'params': params}, tokens, positions, cache, **options, method='decode')
 
     def next_logits(hidden):
         logits = model.apply({'params': params}, hidden, method='logits')
@@ -231,12 +230,15 @@ def _continue(
 
     positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
     ends = (size // 2, size) if size >= _SPLIT else (size,)
-    hidden, cache = forward(prompts, positions, model.make_cache(batch, width + ends[0]))
+    cache = model.make_cache(batch, width + ends[0])
+    hidden, cache = forward(
+        prompts, positions, cache, valid=positions < lengths[:, None], fresh=True
+    )
     token, shown, ended = draw(hidden[jnp.arange(batch), lengths - 1], ended, 0)
     out = jnp.full((batch, size), -1, jnp.int32).at[:, 0].set(shown)
     step = jnp.int32(1)
     for end in ends:
-        cache = grow(cache, width + end)
+        cache = model.grow(cache, width + end)
         step, token, cache, ended, out = jax.lax.while_loop(
             functools.partial(unfinished, end=end), advance, (step, token, cache, ended, out)
         )

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lm import backend, mesh, optimizers, tokenizer
+from lm import attention, backend, mesh, optimizers, tokenizer
 from lm import config as configs
-from lm.attention import masks
+from lm.attention.masks import Full
 from lm.config import Config
 from lm.data import features, source
 from lm.errors import InputError
@@ -58,11 +57,11 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         InputError: the mesh does not fit a parameter, a name is unknown, or the model would see what it
             is to predict.
     """
-    for expression in config.model.attention:
-        if np.any(masks.parse(expression).allows(np.array([0]), np.array([1]))):
+    for kind in attention.parse_pattern(config.model.attention):
+        if not kind.is_causal:
             raise InputError(
-                f"config.model.attention: '{expression}' lets tokens see those that they are to predict. "
-                "Did you mean 'causal'?"
+                f"config.model.attention: '{kind}' lets tokens see those that they are to predict. "
+                f"Did you mean 'causal{'' if kind == Full() else f' & ({kind})'}'?"
             )
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(

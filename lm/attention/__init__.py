@@ -1,8 +1,17 @@
-"""Attention: pure functions `(query, key, value, mask, ...) -> out`, one a file, in one table.
+"""Attention: pure functions `(query, key, value, mask, ...) -> out`.
 
-The table's tests hold every entry to the dense oracle, to causality and to packing invariance.
+    from lm import attention
+
+    mask = attention.parse('causal & (window(256) | global_tokens(4))')
+    attention.attend(query, key, value, mask)
+    print(attention.explain(mask, (1, 4096, 8, 64)))
+    attention.show(mask)
+
+The tests of the table hold every entry to the plain form, to causality and to packing invariance.
 """
 
-from lm.attention.dense import attend
+from lm.attention.choose import IMPLEMENTATIONS, attend, explain
+from lm.attention.expression import parse, parse_pattern
+from lm.attention.show import show
 
-ATTENTIONS = {'dense': attend}
+__all__ = ['IMPLEMENTATIONS', 'attend', 'explain', 'parse', 'parse_pattern', 'show']

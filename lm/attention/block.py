@@ -32,6 +32,9 @@ class Extras(NamedTuple):
     slopes: tuple[float, ...] | None = None
 
 
+PLAIN = Extras()
+
+
 def forward(
     query: jax.Array,
     key: jax.Array,

@@ -6,7 +6,7 @@ The text is read by Python's own parser and must be made of names of a table, ca
 
 import ast
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.attention.masks import MASKS, PRESETS, Heads, Mask, heads
@@ -51,6 +51,14 @@ def parse(
     message += '' if message.endswith(('.', '?')) else '.'
     carets = ' ' * start + '^' * max(end - start, 1)
     raise InputError(f"{place} = '{text}': {message}\n  {text}\n  {carets}")
+
+
+def parse_pattern(texts: Sequence[str], place: str = 'config.model.attention') -> tuple[Any, ...]:
+    """Returns what the layers of a model go through in turn: one entry a text, two for `gpt3`."""
+    made = (parse(text, place) for text in texts)
+    return tuple(
+        kind for entry in made for kind in (entry if isinstance(entry, tuple) else (entry,))
+    )
 
 
 def _build(node: ast.AST, names: Mapping[str, Any]) -> Any:

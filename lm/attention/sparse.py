@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.attention import block, table
-from lm.attention.block import FORBIDDEN, Extras
+from lm.attention.block import FORBIDDEN, PLAIN, Extras
 from lm.attention.masks import Known, Mask
 
 
@@ -27,7 +27,7 @@ def attend(
     *,
     segments: tuple[jax.Array, jax.Array] | None = None,
     in_prefix: jax.Array | None = None,
-    extras: Extras = Extras(),
+    extras: Extras = PLAIN,
 ) -> jax.Array:
     """Returns `[B, T, H, K]`; the arguments are those of `lm.attention.attend`.
 
@@ -55,7 +55,12 @@ def _forward(query, key, value, tokens, mask, extras):
             out, log_sum = carry
             allowed, distance = view.pairs(row)
             new, new_log_sum = block.forward(
-                view.queries(q, row), view.keys(k, row), view.keys(v, row), allowed, distance, extras
+                view.queries(q, row),
+                view.keys(k, row),
+                view.keys(v, row),
+                allowed,
+                distance,
+                extras,
             )
             return (view.put(out, new, row), view.put(log_sum, new_log_sum, row)), None
 
@@ -77,7 +82,9 @@ def _merge(outs, log_sums, query):
     if not outs:
         return jnp.zeros(query.shape, jnp.float32), jnp.zeros((*query.shape[:-1], 1))
     log_sum = functools.reduce(jnp.logaddexp, log_sums)
-    return sum(jnp.exp(part - log_sum) * out for out, part in zip(outs, log_sums, strict=True)), log_sum
+    return sum(
+        jnp.exp(part - log_sum) * out for out, part in zip(outs, log_sums, strict=True)
+    ), log_sum
 
 
 def _backward(mask, extras, residuals, gradient):
@@ -102,7 +109,11 @@ def _backward(mask, extras, residuals, gradient):
                 distance,
                 extras,
             )
-            return (view.put(d_q, new_q, row), view.add(d_k, new_k, row), view.add(d_v, new_v, row)), None
+            return (
+                view.put(d_q, new_q, row),
+                view.add(d_k, new_k, row),
+                view.add(d_v, new_v, row),
+            ), None
 
         transposed = jnp.zeros(jnp.swapaxes(k, 2, 3).shape, jnp.float32)  # [B, G, K, S]
         carry = jnp.zeros(q.shape, jnp.float32), transposed, transposed
@@ -144,7 +155,8 @@ class _View:
         _, start, others, run = row
         parts = [self._slice(x, start * self.k_block, len(run) * self.k_block, axis)]
         parts += [
-            self._slice(x, jnp.maximum(other, 0) * self.k_block, self.k_block, axis) for other in others
+            self._slice(x, jnp.maximum(other, 0) * self.k_block, self.k_block, axis)
+            for other in others
         ]
         return jnp.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0]
 
@@ -166,7 +178,7 @@ class _View:
         return x
 
     def pairs(self, row) -> tuple[jax.Array, jax.Array]:
-        """Returns bool `[t, s]` or `[B, t, s]`, which pairs are allowed; and int `[t, s]`, their distance."""
+        """Returns bool `[t, s]` or `[B, t, s]`, the allowed pairs; and int `[t, s]`, their distance."""
         _, _, others, run = row
         q = self._slice(jnp.asarray(self.q_places), row[0] * self.q_block, self.q_block, 0)[:, None]
         k = self.keys(jnp.asarray(self.k_places), row, 0)

@@ -255,7 +255,9 @@ def table(mask: Mask, query: Order, key: Order) -> np.ndarray:
     k, k_there = _ranges(key)
     classes = mask.classify(Range(q.low[:, None], q.high[:, None]), k)
     there = q_there[:, None] & k_there
-    if isinstance(query, ByResidue):  # Blocks of different classes have nothing to do with each other.
+    if isinstance(
+        query, ByResidue
+    ):  # Blocks of different classes have nothing to do with each other.
         q_class = np.arange(len(q.low)) * query.block // query.size
         k_class = np.arange(len(k.low)) * key.block // key.size
         there &= q_class[:, None] == k_class
@@ -292,7 +294,10 @@ def _rows(classes: np.ndarray, together: int) -> Iterator[Rows]:
         others = [int(k) for k in seen if not start <= k < start + run]
         found.setdefault((run, _round_up(len(others))), []).append((i, int(start), others))
     for (run, width), rows in sorted(found.items()):
-        others = [list(itertools.islice(itertools.chain(o, itertools.repeat(-1)), width)) for *_, o in rows]
+        others = [
+            list(itertools.islice(itertools.chain(o, itertools.repeat(-1)), width))
+            for *_, o in rows
+        ]
         yield Rows(
             np.array([i for i, *_ in rows], np.int32),
             np.array([start for _, start, _ in rows], np.int32),

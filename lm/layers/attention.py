@@ -1,21 +1,24 @@
 """The attention part of a layer: projections, rotary positions, the cache, and `lm.attention`."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.attention import ATTENTIONS
-from lm.attention.masks import Mask
+from lm.attention import attend
+from lm.attention.masks import Mask, Reach
 from lm.config import ModelConfig
 from lm.errors import InputError
 from lm.layers.dense import Dense
 from lm.layers.norm import RMSNorm
-from lm.layers.position import alibi_bias, rotate
+from lm.layers.position import alibi_slopes, rotate
+from lm.layers.tokens import Tokens
 
 # Keys and values of one layer, `{'key': [B, G, S, K], 'value': [B, G, S, K]}`: what a head multiplies lies
-# together, and need not be moved for it. 16 bits are kept as integers.
+# together, and need not be moved for it. 16 bits are kept as integers. Where the mask forgets, there are
+# only as many slots as it remembers, and `'place'`, int32 `[B, S]`, says what is in them: -1 is nothing.
 Cache = dict[str, jax.Array]
 
 
@@ -48,29 +51,22 @@ class Attention(nn.Module):
 
     Attributes:
         config: the model.
-        mask: who may attend to whom.
+        kind: who may attend to whom.
     """
 
     config: ModelConfig
-    mask: Mask
+    kind: Mask
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        angles: tuple[jax.Array, jax.Array] | None = None,
-        segments: jax.Array | None = None,
-        places: jax.Array | None = None,
-        cache: Cache | None = None,
+        self, x: jax.Array, tokens: Tokens, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]`, and the cache with these tokens in it.
 
         Args:
             x: `[B, T, D]`.
-            angles: of rotary positions.
-            segments: int32 `[B, T]`; None is one segment a row.
-            places: int32 `[B, T]`, only with a cache: where in it each token goes. A token sees the
-                places up to its own, so that what lies after them does no harm.
+            tokens: what is known of them. With a cache a token sees the places up to its own, so that
+                what lies after them does no harm.
             cache: keys and values of earlier tokens.
         """
         c = self.config
@@ -82,53 +78,110 @@ class Attention(nn.Module):
         if c.qk_norm:  # Dehghani et al. 2023, https://arxiv.org/abs/2302.05442
             query = RMSNorm(dtype=query.dtype, name='query_norm')(query)
             key = RMSNorm(dtype=key.dtype, name='key_norm')(key)
-        if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+        if tokens.angles is not None:
+            query, key = rotate(query, tokens.angles), rotate(key, tokens.angles)
+        positions = None
         if cache is not None:
-            cache = write(cache, key, value, places)
-            key, value = (read(cache[name], key.dtype) for name in ('key', 'value'))  # [B, S, G, K]
-        slots = jnp.arange(key.shape[1])[None]  # [1, S]
-        bias = None
-        if c.position == 'alibi':
-            bias = alibi_bias(heads, slots if places is None else places, slots)
-        out = ATTENTIONS['dense'](
+            earlier = cache
+            cache = write(cache, key, value, tokens.places, self.kind.reach())
+            if not tokens.fresh:
+                key, value, slots = visible(earlier, cache, key, value, tokens.places)
+                positions = tokens.places, slots
+        out = attend(
             query,
             key,
             value,
-            self.mask,
-            segments=None if segments is None else (segments, segments),
-            positions=None if places is None else (places, slots),
-            bias=bias,
+            self.kind,
+            segments=None if tokens.segments is None else (tokens.segments, tokens.segments),
+            in_prefix=tokens.in_prefix,
+            positions=positions,
             softcap=c.attention_softcap or None,
+            slopes=tuple(map(float, alibi_slopes(heads))) if c.position == 'alibi' else None,
             implementation=c.attention_implementation,
         )
         scale = (2 * c.num_layers) ** -0.5  # as in MLP
         return dense((c.embed_dim,), inputs=2, scale=scale, name='out')(out), cache
 
+    @staticmethod
+    def make_cache(config: ModelConfig, kind: Mask, batch: int, length: int) -> Cache:
+        """Returns an empty cache for `batch` rows of at most `length` tokens."""
+        _, groups, width = head_sizes(config)
+        slots = _slots(kind.reach(), length)
+        empty = _bits(jnp.zeros((batch, groups, slots, width), jnp.dtype(config.dtype)))
+        cache = {'key': empty, 'value': empty}
+        if forgets(kind.reach()):
+            cache['place'] = jnp.full((batch, slots), -1, jnp.int32)
+        return cache
 
-def make_cache(config: ModelConfig, batch: int, length: int) -> Cache:
-    """Returns an empty cache for `batch` rows of at most `length` tokens."""
-    _, groups, width = head_sizes(config)
-    empty = _bits(jnp.zeros((batch, groups, length, width), jnp.dtype(config.dtype)))
-    return {'key': empty, 'value': empty}
+    @staticmethod
+    def grow(cache: Cache, kind: Mask, length: int) -> Cache:
+        """Returns the cache with room for `length` tokens a row."""
+        more = _slots(kind.reach(), length) - cache['key'].shape[2]
+        grown = {
+            name: jnp.pad(cache[name], ((0, 0), (0, 0), (0, more), (0, 0)))
+            for name in ('key', 'value')
+        }
+        if 'place' in cache:
+            grown['place'] = jnp.pad(cache['place'], ((0, 0), (0, more)), constant_values=-1)
+        return grown
 
 
-def grow(cache: Cache, length: int) -> Cache:
-    """Returns a cache, or a tree of them, with room for `length` tokens a row."""
-
-    def pad(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
-
-    return jax.tree.map(pad, cache)
+def forgets(reach: Reach) -> bool:
+    """Whether a cache need not hold all tokens."""
+    return math.isfinite(reach.recent)
 
 
-def write(cache: Cache, key: jax.Array, value: jax.Array, places: jax.Array) -> Cache:
-    """Returns the cache with keys and values `[B, T, G, K]` at places `[B, T]` of each row."""
+def _slots(reach: Reach, length: int) -> int:
+    return min(length, reach.pinned + int(reach.recent)) if forgets(reach) else length
+
+
+def write(cache: Cache, key: jax.Array, value: jax.Array, places: jax.Array, reach: Reach) -> Cache:
+    """Returns the cache with keys and values `[B, T, G, K]` of places `[B, T]` of each row.
+
+    Pinned places have slots of their own; the others take turns in the slots after them. Places of -1 are
+    not written, nor are those that later ones of these would overwrite.
+    """
+    slots = cache['key'].shape[2]
+    target = places
+    kept = places >= 0
+    if forgets(reach):
+        recent = int(reach.recent)
+        last = jnp.max(places, axis=1, keepdims=True)
+        kept &= (places < reach.pinned) | (places > last - recent)
+        turn = reach.pinned + (places - reach.pinned) % max(recent, 1)
+        target = jnp.where(places < reach.pinned, places, turn)
+    target = jnp.where(kept, target, slots)  # Past the end: dropped.
     rows = jnp.arange(places.shape[0])[:, None]
-    return {
-        name: cache[name].at[rows, :, places].set(_bits(new), mode='drop')
+    written = {
+        name: cache[name].at[rows, :, target].set(_bits(new), mode='drop')
         for name, new in (('key', key), ('value', value))
     }
+    if 'place' in cache:
+        written['place'] = cache['place'].at[rows, target].set(places, mode='drop')
+    return written
+
+
+def visible(
+    earlier: Cache, cache: Cache, key: jax.Array, value: jax.Array, places: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns what tokens see: keys and values `[B, S, G, K]`, and their places, int32 `[B or 1, S]`.
+
+    Args:
+        earlier: the cache before these tokens.
+        cache: and with them.
+        key: of these tokens, `[B, T, G, K]`.
+        value: of these tokens.
+        places: of these tokens, int32 `[B, T]`.
+    """
+    if 'place' not in cache:
+        slots = jnp.arange(cache['key'].shape[2])[None]
+        return read(cache['key'], key.dtype), read(cache['value'], key.dtype), slots
+    if key.shape[1] == 1:
+        return read(cache['key'], key.dtype), read(cache['value'], key.dtype), cache['place']
+    # The last of several tokens take slots of what the first of them still see.
+    pairs = ((earlier['key'], key), (earlier['value'], value))
+    keys, values = (jnp.concatenate([read(a, b.dtype), b], axis=1) for a, b in pairs)
+    return keys, values, jnp.concatenate([earlier['place'], places], axis=1)
 
 
 def read(kept: jax.Array, dtype: jnp.dtype) -> jax.Array:

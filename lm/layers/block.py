@@ -1,15 +1,18 @@
 """One layer: attention and MLP, each with a norm, dropout and a residual connection."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.attention.masks import Mask
 from lm.config import ModelConfig
 from lm.errors import lookup
-from lm.layers.attention import Attention, Cache
+from lm.layers.attention import Cache
+from lm.layers.mixers import mixer
 from lm.layers.mlp import MLP
 from lm.layers.norm import NORMS
+from lm.layers.tokens import Tokens
 from lm.mesh import ROWS, constrain
 
 # Where a norm stands: before the sublayer (stable at depth: Xiong et al. 2020,
@@ -36,29 +39,27 @@ class Block(nn.Module):
 
     Attributes:
         config: the model.
-        mask: who may attend to whom in this layer.
+        kind: what mixes tokens in this layer: a mask, or another entry of `MIXERS`.
     """
 
     config: ModelConfig
-    mask: Mask
+    kind: Any
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
-        angles: tuple[jax.Array, jax.Array] | None = None,
-        segments: jax.Array | None = None,
-        places: jax.Array | None = None,
+        tokens: Tokens,
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
-        """Returns the new `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
+        """Returns the new `[B, T, D]` and the new cache; the arguments are those of a mixer."""
         c = self.config
         place = lookup(PLACEMENTS, c.norm_placement, 'config.model.norm_placement')
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
         before, after = place(make_norm(c, 'attention_norm'))
-        attention = Attention(c, self.mask, name='attention')
-        h, new_cache = attention(before(x), angles, segments, places, cache)
+        mix = mixer(self.kind)(c, self.kind, name='attention')
+        h, new_cache = mix(before(x), tokens, cache)
         x = after(x + dropout(h))
         before, after = place(make_norm(c, 'mlp_norm'))
         x = after(x + dropout(MLP(c, name='mlp')(before(x))))
@@ -68,31 +69,29 @@ class Block(nn.Module):
 
 
 class Group(nn.Module):
-    """Layers of different masks, one after the other: what a pattern of masks repeats.
+    """Layers of different kinds, one after the other: what a pattern repeats.
 
     Attributes:
         config: the model.
-        masks: one a layer.
+        kinds: one a layer.
     """
 
     config: ModelConfig
-    masks: tuple[Mask, ...]
+    kinds: tuple[Any, ...]
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
-        angles: tuple[jax.Array, jax.Array] | None = None,
-        segments: jax.Array | None = None,
-        places: jax.Array | None = None,
+        tokens: Tokens,
         cache: dict[str, Cache] | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, dict[str, Cache] | None]:
         """As `Block`, with one cache for each, by name."""
         caches = {}
-        for i, mask in enumerate(self.masks):
+        for i, kind in enumerate(self.kinds):
             name = f'block_{i}'
             layer_cache = None if cache is None else cache[name]
-            block = Block(self.config, mask, name=name)
-            x, caches[name] = block(x, angles, segments, places, layer_cache, deterministic)
+            block = Block(self.config, kind, name=name)
+            x, caches[name] = block(x, tokens, layer_cache, deterministic)
         return x, caches if cache is not None else None

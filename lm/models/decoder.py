@@ -4,20 +4,24 @@ Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whethe
 compiled loop or are unrolled, so that a checkpoint fits both.
 """
 
+import functools
 import operator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.attention import masks
+from lm import attention
 from lm.config import ModelConfig
 from lm.errors import InputError, lookup
-from lm.layers.attention import head_sizes, make_cache
+from lm.layers import mixers
+from lm.layers.attention import head_sizes
 from lm.layers.block import Block, Group, make_norm
 from lm.layers.dense import STDDEV, affine
 from lm.layers.embed import Embed, sinusoids
 from lm.layers.position import POSITIONS, rotary_angles
+from lm.layers.tokens import Tokens
 from lm.mesh import ROWS, constrain
 
 # What the backward pass keeps, as a policy of jax.checkpoint.
@@ -28,7 +32,7 @@ REMATS = {
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 
-# Of each layer `{'key': [B, G, S, K], 'value': ...}`; of each repeat of a pattern, that by block.
+# Of each layer what its mixer keeps, by name; of each repeat of a pattern, that by block.
 Cache = tuple[dict, ...]
 
 
@@ -68,19 +72,20 @@ class Decoder(nn.Module):
         return -(-self.vocab_size // multiple) * multiple
 
     @property
-    def masks(self) -> tuple[masks.Mask, ...]:
-        """The masks that the layers go through in turn.
+    def kinds(self) -> tuple[Any, ...]:
+        """What the layers go through in turn: masks, or other entries of `lm.layers.mixers`.
 
         Raises:
-            InputError: a mask is not known, or they do not divide the layers.
+            InputError: one is not known, or they do not divide the layers.
         """
         pattern, layers = self.config.attention, self.config.num_layers
-        if not pattern or layers % len(pattern):
+        kinds = attention.parse_pattern(pattern)
+        if not kinds or layers % len(kinds):
             raise InputError(
-                f'config.model.num_layers = {layers} cannot be divided by the {len(pattern)} masks of '
+                f'config.model.num_layers = {layers} cannot be divided by the {len(kinds)} masks of '
                 f'config.model.attention = {pattern}.'
             )
-        return tuple(masks.parse(expression) for expression in pattern)
+        return kinds
 
     def setup(self):
         c = self.config
@@ -131,16 +136,22 @@ class Decoder(nn.Module):
         return self._run(inputs, positions, segment_ids, deterministic)
 
     def decode(
-        self, inputs: jax.Array, positions: jax.Array, cache: Cache
+        self,
+        inputs: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        valid: jax.Array | None = None,
+        fresh: bool = False,
     ) -> tuple[jax.Array, Cache]:
-        """As `hidden`, for tokens that follow those in the cache: a whole prompt, or one token a row.
+        """As `hidden`, for tokens that follow those in the cache: a prompt, part of one, or a token a row.
 
         Args:
             inputs: int32 `[B, T]`.
-            positions: int32 `[B, T]`, each token's place in its row, which is also its place in the
-                cache. A token sees the places up to its own, so what was written beyond it (padding of
-                a shorter prompt) is never seen before it is overwritten.
+            positions: int32 `[B, T]`, each token's place in its row. A token sees the places up to its own.
             cache: of `make_cache`.
+            valid: bool `[B, T]`, False for the padding after a shorter prompt, which is not remembered.
+                None: there is none.
+            fresh: the cache is empty, and rows begin at place 0: a prompt is read as fast as in training.
 
         Returns:
             `[B, T, D]`, and the cache with these tokens in it.
@@ -149,21 +160,20 @@ class Decoder(nn.Module):
             InputError: a mask lets tokens see what is not there yet.
         """
         c = self.config
-        for mask in self.masks:
-            if mask != masks.Causal():
-                raise InputError(
-                    f'config.model.attention = {c.attention} sees tokens to come, and cannot '
-                    "generate. Did you mean ('causal',)?"
-                )
+        if not all(kind.is_causal for kind in self.kinds):
+            raise InputError(
+                f'config.model.attention = {c.attention} sees tokens to come, and cannot '
+                "generate. Did you mean 'causal & (...)'?"
+            )
         layers = self.variables['params']['layers']
         if not isinstance(layers, tuple):  # not of `for_decoding`
             layers = self._unstack(layers)
         x, angles = self._embed(inputs, positions)
+        places = positions if valid is None else jnp.where(valid, positions, -1)
+        tokens = Tokens(angles, places=places, fresh=fresh)
         layer, new_cache = self._layer(parent=None), []
         for params, layer_cache in zip(layers, cache, strict=True):
-            x, layer_cache = layer.apply(
-                {'params': params}, x, angles, None, positions, layer_cache
-            )
+            x, layer_cache = layer.apply({'params': params}, x, tokens, layer_cache)
             new_cache.append(layer_cache)
         return (self.final_norm(x) if c.norm_placement == 'pre' else x), tuple(new_cache)
 
@@ -191,10 +201,23 @@ class Decoder(nn.Module):
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """Returns an empty cache for `batch` rows of at most `length` tokens."""
-        layer = make_cache(self.config, batch, length)
-        pattern = len(self.masks)
-        repeat = layer if pattern == 1 else {f'block_{i}': layer for i in range(pattern)}
-        return (repeat,) * (self.config.num_layers // pattern)
+        make = functools.partial(mixers.make_cache, self.config, batch=batch, length=length)
+        kinds = self.kinds
+        blocks = {f'block_{i}': make(kind) for i, kind in enumerate(kinds)}
+        repeat = blocks if len(kinds) > 1 else blocks['block_0']
+        return (repeat,) * (self.config.num_layers // len(kinds))
+
+    def grow(self, cache: Cache, length: int) -> Cache:
+        """Returns the cache with room for `length` tokens a row."""
+        if len(self.kinds) == 1:
+            return tuple(mixers.grow(layer, self.kinds[0], length) for layer in cache)
+        return tuple(
+            {
+                name: mixers.grow(repeat[name], kind, length)
+                for name, kind in zip(repeat, self.kinds, strict=True)
+            }
+            for repeat in cache
+        )
 
     def _run(
         self,
@@ -209,12 +232,12 @@ class Decoder(nn.Module):
         x = constrain(x, (ROWS, 'sequence', None))
 
         def layer(block: nn.Module, x: jax.Array, _: None):
-            return block(x, angles, segments, None, None, deterministic)
+            return block(x, Tokens(angles, segments), None, deterministic)
 
         if c.remat != 'none':
             # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
-        length = c.num_layers // len(self.masks)
+        length = c.num_layers // len(self.kinds)
         layers = nn.scan(
             layer,
             variable_axes={'params': 0},
@@ -227,14 +250,14 @@ class Decoder(nn.Module):
 
     def _unstack(self, layers: dict) -> tuple[dict, ...]:
         """Returns the parameters of each layer, or of each repeat of a pattern, without the axis N."""
-        repeats = self.config.num_layers // len(self.masks)
+        repeats = self.config.num_layers // len(self.kinds)
         return tuple(jax.tree.map(operator.itemgetter(i), layers) for i in range(repeats))
 
     def _layer(self, **options) -> nn.Module:
-        """Returns what is repeated: a layer, or one for each mask of the pattern."""
-        first, *others = self.masks
+        """Returns what is repeated: a layer, or one for each entry of the pattern."""
+        first, *others = kinds = self.kinds
         c = self.config
-        return Group(c, self.masks, **options) if others else Block(c, first, **options)
+        return Group(c, kinds, **options) if others else Block(c, first, **options)
 
     def _embed(self, inputs: jax.Array, positions: jax.Array):
         """Returns `[B, T, D]` with absolute positions in it, and the angles of rotary ones."""

@@ -252,7 +252,7 @@ def test_unrolled_layers_are_no_loop(scan):
 def test_layers_are_stacked_and_covered_by_sharding_rules():
     for changes in TOGETHER.values():
         model, params = make(**changes)
-        groups = 2 // len(model.masks)
+        groups = 2 // len(model.kinds)
         for path, leaf in zip(tree.paths(params), jax.tree.leaves(params), strict=True):
             tree.first_match(mesh.PARAMETER_RULES, path)
             if path.startswith('layers/'):

@@ -1,0 +1,24 @@
+"""What layers know of tokens besides their vectors."""
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class Tokens:
+    """Facts about `[B, T]` tokens, the same for all layers.
+
+    Attributes:
+        angles: sine and cosine of rotary positions, float32 `[B, T, K / 2]` each; None without them.
+        segments: int32 `[B, T]`, the document of each token, 0 for padding; None is one a row.
+        in_prefix: bool `[B, T]`: does the token belong to its document's prefix? None: there is none.
+        places: int32 `[B, T]`, only with a cache: the place in its row of each token; -1 for padding,
+            which leaves the cache as it is.
+        fresh: static; with a cache: rows begin here, at place 0, and the cache is empty.
+    """
+
+    angles: tuple[jax.Array, jax.Array] | None = None
+    segments: jax.Array | None = None
+    in_prefix: jax.Array | None = None
+    places: jax.Array | None = None
+    fresh: bool = struct.field(pytree_node=False, default=False)
