@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import hypothesis
 import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -10,6 +11,11 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {QUICK_COMPILATION}'
 os.environ['LM_CACHE_DIR'] = os.environ.get('LM_TEST_CACHE_DIR') or tempfile.mkdtemp()
+
+
+# The same examples in each run, however slow the machine.
+hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('lm')
 
 
 @pytest.fixture(scope='session')

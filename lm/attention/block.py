@@ -1,4 +1,4 @@
-"""Attention of one block of queries over some keys, and its gradient: what all forms in blocks are made of.
+"""What all forms of attention in blocks are made of: one block of queries over some keys, and its gradient.
 
 The softmax is kept as one number a row, and made again in the backward pass (Rabe and Staats 2021,
 https://arxiv.org/abs/2112.05682; Dao et al. 2022, https://arxiv.org/abs/2205.14135).
@@ -7,6 +7,8 @@ Letters: R queries' heads for each of the G heads of keys, t queries and s keys 
 in one axis, since heads that share keys are further queries of the same keys.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,10 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import matmul
+from lm.attention.masks import Mask
 
 FORBIDDEN = float(np.finfo(np.float32).min)
 
-Segments = tuple[jax.Array, jax.Array]
+
+class Tokens(NamedTuple):
+    """What is known of queries and keys besides their places; None where it is not.
+
+    Attributes:
+        q_segments: int32 `[B, T]`.
+        k_segments: int32 `[B, S]`.
+        in_prefix: bool `[B, S]`.
+    """
+
+    q_segments: jax.Array | None = None
+    k_segments: jax.Array | None = None
+    in_prefix: jax.Array | None = None
 
 
 class Extras(NamedTuple):
@@ -35,7 +50,79 @@ class Extras(NamedTuple):
 PLAIN = Extras()
 
 
-def forward(
+class Form(NamedTuple):
+    """A way to go through the blocks of a mask.
+
+    Attributes:
+        forward: `(query [B, G, R, T, K], key [B, G, S, K], value, tokens, mask, extras, start)` to the
+            float32 result, and the log of the sum of exponentials, `[B, G, R, T, 1]`. Queries are at
+            places `start`, `start + 1`, ..., keys at 0, 1, ...
+        backward: `(query, key, value, tokens, gradient, along, log_sum, mask, extras, start)` to the
+            float32 gradients of query, key and value. `along` is the sum of gradient times result over
+            K, `[B, G, R, T, 1]`, and `log_sum` is of all keys, those elsewhere too.
+    """
+
+    forward: Callable[..., tuple[jax.Array, jax.Array]]
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def attend(
+    form: Form,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    *,
+    segments: tuple[jax.Array, jax.Array] | None = None,
+    in_prefix: jax.Array | None = None,
+    extras: Extras = PLAIN,
+    start: int = 0,
+) -> jax.Array:
+    """Returns `[B, T, H, K]`; the arguments are those of `lm.attention.attend`.
+
+    Queries are at places `start`, `start + 1`, ..., keys at 0, 1, ...
+    """
+    groups = key.shape[2]
+    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # [B, G, S, K]
+    tokens = Tokens(*(segments or (None, None)), in_prefix)
+    out = _attend(split_heads(query, groups), key, value, tokens, form, mask, extras, start)
+    return join_heads(out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _attend(query, key, value, tokens, form, mask, extras, start):
+    return _attend_forward(query, key, value, tokens, form, mask, extras, start)[0]
+
+
+def _attend_forward(query, key, value, tokens, form, mask, extras, start):
+    out, log_sum = form.forward(query, key, value, tokens, mask, extras, start)
+    out = out.astype(query.dtype)
+    return out, (query, key, value, tokens, out, log_sum)
+
+
+def _attend_backward(form, mask, extras, start, residuals, gradient):
+    query, key, value, tokens, out, log_sum = residuals
+    along = along_rows(gradient, out)
+    grads = form.backward(query, key, value, tokens, gradient, along, log_sum, mask, extras, start)
+    return (*(g.astype(x.dtype) for g, x in zip(grads, (query, key, value), strict=True)), None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def along_rows(gradient: jax.Array, out: jax.Array) -> jax.Array:
+    """Returns float32 `[..., 1]`: how a result changes along itself, which a softmax cannot."""
+    return jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
+
+
+def merge(outs: list[jax.Array], log_sums: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Returns the softmax over several sets of keys, of the softmax over each, and its log-sum."""
+    log_sum = functools.reduce(jnp.logaddexp, log_sums)
+    parts = zip(outs, log_sums, strict=True)
+    return sum(jnp.exp(part - log_sum) * out for out, part in parts), log_sum
+
+
+def one_forward(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -65,7 +152,7 @@ def forward(
     return out, top + jnp.log(total)
 
 
-def backward(
+def one_backward(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -82,7 +169,7 @@ def backward(
     all in 16 bits.
 
     Args:
-        query, key, value, allowed, distance, extras: as in `forward`.
+        query, key, value, allowed, distance, extras: as in `one_forward`.
         gradient: of the result, `[B, G, Rt, K]`.
         along: float32 `[B, G, Rt, 1]`, the sum of gradient times result over K.
         log_sum: of all that the queries see, in this block of keys and elsewhere.

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.attention import blocked, dense, sparse, table
-from lm.attention.block import PLAIN, Extras
+from lm.attention import blocked, dense, sharded, sparse, table
+from lm.attention.block import PLAIN, Extras, Form
 from lm.attention.masks import Causal, Full, Heads, Mask
 from lm.errors import InputError, lookup
 
@@ -61,12 +61,14 @@ class Implementation:
         obstacle: says why it cannot do a case, and what to do; '' where it can.
         pairs: how many it computes in a case.
         summary: what it is.
+        form: how it goes through blocks, where it does: it can then work on a part of the positions.
     """
 
     run: Callable[..., jax.Array]
     obstacle: Callable[[Case], str]
     pairs: Callable[[Case], int]
     summary: str
+    form: Form | None = None
 
 
 def _all_pairs(case: Case) -> int:
@@ -100,12 +102,14 @@ IMPLEMENTATIONS = {
         _needs_whole_rows,
         lambda case: blocked.pairs(case.mask, case.length, case.source),
         'blocks of queries, each with the keys between the first and the last that it sees',
+        blocked.FORM,
     ),
     'sparse': Implementation(
         sparse.attend,
         _needs_whole_rows,
         lambda case: sum(part.pairs for part in table.plan(case.mask, case.length, case.source)),
         'the blocks that hold anything',
+        sparse.FORM,
     ),
     'cudnn': Implementation(
         functools.partial(dense.attend, implementation='cudnn'),
@@ -179,6 +183,8 @@ def attend(
     chosen = IMPLEMENTATIONS[choose(case, implementation)]
     if not case.whole:
         tokens |= {'positions': positions, 'bias': bias}
+    elif case.sequence > 1 and chosen.form:
+        return sharded.attend(chosen.form, query, key, value, mask, extras=case.extras, **tokens)
     return chosen.run(query, key, value, mask, extras=case.extras, **tokens)
 
 
@@ -198,10 +204,11 @@ def choose(case: Case, implementation: str = 'auto') -> str:
         ):
             raise InputError(f"{_PLACE} = '{implementation}' {obstacle}")
         return implementation if case.whole or implementation == 'cudnn' else 'xla'
-    if not case.whole or case.sequence > 1:
-        return 'xla'  # The others want whole rows.
+    if not case.whole or case.length != case.source or case.length % case.sequence:
+        return 'xla'
     few = case.length > _SHORT and _share(case) < _WORTH
-    if not few and case.mask in (Causal(), Full()) and not _cudnn_obstacle(case):
+    whole_rows = case.sequence == 1
+    if whole_rows and not few and case.mask in (Causal(), Full()) and not _cudnn_obstacle(case):
         return 'cudnn'
     return 'sparse' if few else 'blocked'
 

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -100,20 +100,26 @@ class Mask:
         """Whether it is certain that no query sees a later key."""
         return False
 
+    @property
+    def is_shift_invariant(self) -> bool:
+        """Whether only distances count: a document sees the same wherever in a row it lies."""
+        return False
+
     def __and__(self, other: 'Mask') -> 'Mask':
-        return And(_flat(And, self, other))
+        return _combined(And, self, other)
 
     def __or__(self, other: 'Mask') -> 'Mask':
-        return Or(_flat(Or, self, other))
+        return _combined(Or, self, other)
 
     def __invert__(self) -> 'Mask':
         return self.mask if isinstance(self, Not) else Not(self)
 
 
-def _flat(kind: type, *masks: Mask) -> tuple[Mask, ...]:
-    """The masks that `kind` is to combine, each of them once."""
+def _combined(kind: type, *masks: Mask) -> Mask:
+    """Returns `kind` of masks, each of them once."""
     parts = (part for m in masks for part in (m.masks if isinstance(m, kind) else (m,)))
-    return tuple(dict.fromkeys(parts))
+    once = tuple(dict.fromkeys(parts))
+    return kind(once) if len(once) > 1 else once[0]
 
 
 def _table(empty: np.ndarray, full: np.ndarray) -> np.ndarray:
@@ -144,6 +150,10 @@ class And(Mask):
     def is_causal(self):
         return any(m.is_causal for m in self.masks)
 
+    @property
+    def is_shift_invariant(self):
+        return all(m.is_shift_invariant for m in self.masks)
+
     def __str__(self):
         return ' & '.join(f'({m})' if isinstance(m, Or) else str(m) for m in self.masks)
 
@@ -169,6 +179,10 @@ class Or(Mask):
     def is_causal(self):
         return all(m.is_causal for m in self.masks)
 
+    @property
+    def is_shift_invariant(self):
+        return all(m.is_shift_invariant for m in self.masks)
+
     def __str__(self):
         return ' | '.join(map(str, self.masks))
 
@@ -185,6 +199,10 @@ class Not(Mask):
     def classify(self, query, key):
         return FULL - self.mask.classify(query, key)
 
+    @property
+    def is_shift_invariant(self):
+        return self.mask.is_shift_invariant
+
     def __str__(self):
         return f'~({self.mask})' if isinstance(self.mask, And | Or) else f'~{self.mask}'
 
@@ -194,6 +212,8 @@ class Not(Mask):
 
 class _Atom(Mask):
     """A mask of a name and numbers, all of them at least 1 but for a seed."""
+
+    is_shift_invariant: ClassVar[bool] = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -216,6 +236,8 @@ class Causal(_Atom):
     `[[1, 0, 0], [1, 1, 0], [1, 1, 1]]`.
     """
 
+    is_shift_invariant: ClassVar[bool] = True
+
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
         return k_positions <= q_positions
 
@@ -230,6 +252,8 @@ class Causal(_Atom):
 @dataclasses.dataclass(frozen=True)
 class Full(_Atom):
     """Every token sees every token."""
+
+    is_shift_invariant: ClassVar[bool] = True
 
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
         # True everywhere, in the shape and library (numpy or jax) of the two together.
@@ -247,6 +271,8 @@ class Segments(_Atom):
     an alternative. Without packing it allows everything.
     """
 
+    is_shift_invariant: ClassVar[bool] = True
+
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
         everything = Full().allows(q_positions, k_positions)
         return everything if known.same_segment is None else everything & known.same_segment
@@ -261,6 +287,8 @@ class Prefix(_Atom):
 
     What is a prefix differs from row to row, and comes with the batch. Without that there is none.
     """
+
+    is_shift_invariant: ClassVar[bool] = True
 
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
         everything = Full().allows(q_positions, k_positions)
@@ -277,6 +305,8 @@ class Window(_Atom):
     Beltagy et al. 2020 (https://arxiv.org/abs/2004.05150) count both sides: theirs of 512 is
     `window(257)`. Jiang et al. 2023 (Mistral) count as here.
     """
+
+    is_shift_invariant: ClassVar[bool] = True
 
     width: int
 
@@ -299,6 +329,8 @@ class Strided(_Atom):
 
     https://arxiv.org/abs/1904.10509, section 4.2: their pattern is `causal & (window(s) | strided(s))`.
     """
+
+    is_shift_invariant: ClassVar[bool] = True
 
     stride: int
 
@@ -458,6 +490,10 @@ class Heads(Mask):
     @property
     def is_causal(self):
         return all(m.is_causal for m in self.masks)
+
+    @property
+    def is_shift_invariant(self):
+        return all(m.is_shift_invariant for m in self.masks)
 
     def __str__(self):
         return f'heads({", ".join(map(str, self.masks))})'

@@ -15,105 +15,57 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.attention import block, table
-from lm.attention.block import FORBIDDEN, PLAIN, Extras
-from lm.attention.masks import Known, Mask
+from lm.attention.block import FORBIDDEN, Form, Tokens
+from lm.attention.masks import Known
 
 
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: Mask,
-    *,
-    segments: tuple[jax.Array, jax.Array] | None = None,
-    in_prefix: jax.Array | None = None,
-    extras: Extras = PLAIN,
-) -> jax.Array:
-    """Returns `[B, T, H, K]`; the arguments are those of `lm.attention.attend`.
-
-    Queries and keys are at places 0, 1, 2, ...
-    """
-    groups = key.shape[2]
-    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # [B, G, S, K]
-    tokens = (*(segments or (None, None)), in_prefix)
-    out = _attend(block.split_heads(query, groups), key, value, tokens, mask, extras)
-    return block.join_heads(out)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(query, key, value, tokens, mask, extras):
-    return _forward(query, key, value, tokens, mask, extras)[0]
-
-
-def _forward(query, key, value, tokens, mask, extras):
+def _forward(query, key, value, tokens, mask, extras, start=0):
     outs, log_sums = [], []
-    for part in table.plan(mask, query.shape[3], key.shape[2]):
+    for part in table.plan(mask, query.shape[3], key.shape[2], start):
         view = _View(part, tokens)
         q, k, v = part.query.take(query, 3), part.key.take(key, 2), part.key.take(value, 2)
 
         def step(carry, row, q=q, k=k, v=v, view=view):
             out, log_sum = carry
-            allowed, distance = view.pairs(row)
-            new, new_log_sum = block.forward(
-                view.queries(q, row),
-                view.keys(k, row),
-                view.keys(v, row),
-                allowed,
-                distance,
-                extras,
+            new, new_log_sum = block.one_forward(
+                view.queries(q, row), view.keys(k, row), view.keys(v, row), *view.pairs(row), extras
             )
             return (view.put(out, new, row), view.put(log_sum, new_log_sum, row)), None
 
-        shape = q.shape[:-1]
-        carry = (jnp.zeros(q.shape, jnp.float32), jnp.full((*shape, 1), FORBIDDEN / 2))
+        carry = (
+            jnp.zeros(q.shape, jnp.float32),
+            jnp.full((*q.shape[:-1], 1), FORBIDDEN / 2, jnp.float32),
+        )
         for rows in part.rows:
             carry, _ = jax.lax.scan(step, carry, _steps(rows))
         outs.append(part.query.put(carry[0], 3))
         log_sums.append(part.query.put(carry[1], 3))
-    out, log_sum = _merge(outs, log_sums, query)
-    out = out.astype(query.dtype)
-    return out, (query, key, value, tokens, out, log_sum)
-
-
-def _merge(outs, log_sums, query):
-    """Returns the softmax over all parts, of the softmax over each."""
-    if len(outs) == 1:
-        return outs[0], log_sums[0]
     if not outs:
-        return jnp.zeros(query.shape, jnp.float32), jnp.zeros((*query.shape[:-1], 1))
-    log_sum = functools.reduce(jnp.logaddexp, log_sums)
-    return sum(
-        jnp.exp(part - log_sum) * out for out, part in zip(outs, log_sums, strict=True)
-    ), log_sum
+        nothing = jnp.full((*query.shape[:-1], 1), FORBIDDEN / 2, jnp.float32)
+        return jnp.zeros(query.shape, jnp.float32), nothing
+    return block.merge(outs, log_sums) if len(outs) > 1 else (outs[0], log_sums[0])
 
 
-def _backward(mask, extras, residuals, gradient):
-    query, key, value, tokens, out, log_sum = residuals
-    along = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
+def _backward(query, key, value, tokens, gradient, along, log_sum, mask, extras, start=0):
     d_query = jnp.zeros(query.shape, jnp.float32)
     d_key = d_value = jnp.zeros(key.shape, jnp.float32)
-    for part in table.plan(mask, query.shape[3], key.shape[2]):
+    for part in table.plan(mask, query.shape[3], key.shape[2], start):
         view = _View(part, tokens)
-        q, g, a, sums = (part.query.take(x, 3) for x in (query, gradient, along, log_sum))
+        q, *others = (part.query.take(x, 3) for x in (query, gradient, along, log_sum))
         k, v = part.key.take(key, 2), part.key.take(value, 2)
 
-        def step(carry, row, q=q, g=g, a=a, sums=sums, k=k, v=v, view=view):
+        def step(carry, row, q=q, k=k, v=v, others=others, view=view):
             d_q, d_k, d_v = carry
-            allowed, distance = view.pairs(row)
-            new_q, new_k, new_v = block.backward(
+            new_q, new_k, new_v = block.one_backward(
                 view.queries(q, row),
                 view.keys(k, row),
                 view.keys(v, row),
-                *(view.queries(x, row) for x in (g, a, sums)),
-                allowed,
-                distance,
+                *(view.queries(x, row) for x in others),
+                *view.pairs(row),
                 extras,
             )
-            return (
-                view.put(d_q, new_q, row),
-                view.add(d_k, new_k, row),
-                view.add(d_v, new_v, row),
-            ), None
+            carry = view.put(d_q, new_q, row), view.add(d_k, new_k, row), view.add(d_v, new_v, row)
+            return carry, None
 
         transposed = jnp.zeros(jnp.swapaxes(k, 2, 3).shape, jnp.float32)  # [B, G, K, S]
         carry = jnp.zeros(q.shape, jnp.float32), transposed, transposed
@@ -122,10 +74,11 @@ def _backward(mask, extras, residuals, gradient):
         d_query += part.query.put(carry[0], 3)
         d_key += part.key.put(jnp.swapaxes(carry[1], 2, 3), 2)
         d_value += part.key.put(jnp.swapaxes(carry[2], 2, 3), 2)
-    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
+    return d_query, d_key, d_value
 
 
-_attend.defvjp(_forward, _backward)
+FORM = Form(_forward, _backward)
+attend = functools.partial(block.attend, FORM)
 
 
 def _steps(rows: table.Rows) -> tuple[np.ndarray, ...]:
@@ -136,7 +89,7 @@ def _steps(rows: table.Rows) -> tuple[np.ndarray, ...]:
 class _View:
     """Takes what a block of queries needs out of whole arrays, and puts what it yields into them."""
 
-    def __init__(self, part: table.Part, tokens: tuple) -> None:
+    def __init__(self, part: table.Part, tokens: Tokens) -> None:
         self.mask = part.mask
         self.q_block, self.k_block = part.query.block, part.key.block
         self.q_places, self.k_places = table.places(part.query), table.places(part.key)

@@ -30,10 +30,11 @@ QUERIES, KEYS = 128, 64
 
 @dataclasses.dataclass(frozen=True)
 class InPlace:
-    """The order of the row, filled up to whole blocks."""
+    """The order of the row, filled up to whole blocks; `start` is the place of the first token."""
 
     length: int
     block: int
+    start: int = 0
 
     @property
     def padding(self) -> int:
@@ -55,6 +56,7 @@ class ByResidue:
     length: int
     block: int
     stride: int
+    start: int = 0
 
     @property
     def size(self) -> int:
@@ -79,6 +81,7 @@ class OnlySummaries:
     block: int
     size: int
     count: int
+    start: int = 0
 
     @property
     def chunks(self) -> int:
@@ -121,7 +124,8 @@ def _merge(x: jax.Array, axis: int) -> jax.Array:
 def places(order: Order) -> np.ndarray:
     """Returns int32, the place in the row of each token of an order; -1 where it is filled up."""
     with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend='cpu')[0]):
-        return np.asarray(order.take(jnp.arange(1, order.length + 1, dtype=jnp.int32), 0)) - 1
+        taken = np.asarray(order.take(jnp.arange(1, order.length + 1, dtype=jnp.int32), 0)) - 1
+    return np.where(taken < 0, -1, taken + order.start).astype(np.int32)
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -173,14 +177,22 @@ class Part:
 
 
 @functools.lru_cache(maxsize=256)
-def plan(mask: Mask, length: int, source: int) -> tuple[Part, ...]:
-    """Returns disjoint parts that together are the mask, for T = `length` queries and S = `source` keys."""
-    atoms = [a for a in dict.fromkeys(_positive_atoms(mask)) if isinstance(a, Strided | Summaries)]
+def plan(mask: Mask, length: int, source: int, start: int = 0) -> tuple[Part, ...]:
+    """Returns disjoint parts that together are the mask.
+
+    Args:
+        mask: who may attend to whom.
+        length: T, queries, at places `start`, `start + 1`, ...
+        source: S, keys, at places 0, 1, ...
+        start: the place of the first query.
+    """
+    atoms = [a for a in dict.fromkeys(_positive_atoms(mask)) if _has_order(a, start)]
     atoms = [a for a in atoms if a not in _negative_atoms(mask)]
     base = mask
     for atom in atoms:
         base = replace(base, atom, NOTHING)
-    parts = [_part(base, InPlace(length, QUERIES), InPlace(source, KEYS))]
+    in_place = InPlace(length, QUERIES, start)
+    parts = [_part(base, in_place, InPlace(source, KEYS))]
     done = base
     for atom in atoms:
         rest = replace(mask, atom, Full())
@@ -192,15 +204,22 @@ def plan(mask: Mask, length: int, source: int) -> tuple[Part, ...]:
                 parts.append(
                     _part(
                         rest,
-                        ByResidue(length, min(QUERIES, most), stride),
+                        ByResidue(length, min(QUERIES, most), stride, start),
                         ByResidue(source, min(KEYS, most), stride),
                     )
                 )
             case Summaries(size, count):
                 order = OnlySummaries(source, KEYS, size, count)
-                parts.append(_part(rest, InPlace(length, QUERIES), order))
+                parts.append(_part(rest, in_place, order))
         done = done | atom if done != NOTHING else atom
     return tuple(part for part in parts if part.rows)
+
+
+def _has_order(atom: Mask, start: int) -> bool:
+    """Whether tokens have an order in which the atom's pairs lie together."""
+    if isinstance(atom, Strided):  # Classes of queries are those of keys.
+        return start % atom.stride == 0
+    return isinstance(atom, Summaries)
 
 
 def replace(mask: Mask, old: Mask, new: Mask) -> Mask:
