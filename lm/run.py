@@ -63,6 +63,11 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
                 f"config.model.attention: '{kind}' lets tokens see those that they are to predict. "
                 f"Did you mean 'causal{'' if kind == Full() else f' & ({kind})'}'?"
             )
+        if config.data.packing and not getattr(kind, 'is_shift_invariant', True):
+            raise InputError(
+                f"config.model.attention: '{kind}' counts from the start of a row, and "
+                'config.data.packing = True puts documents anywhere in it. Set it to False.'
+            )
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
         config.schedule, config.optimizer.learning_rate, config.train.steps

@@ -10,9 +10,11 @@ import pytest
 
 from configs import base
 from lm import config, decode, mesh, tree
+from lm.attention.masks import causal, global_tokens, window
 from lm.decode import Sampling, filter_logits, generate, sample
 from lm.errors import InputError
 from lm.layers import attention
+from lm.layers.attention import Attention
 from lm.models.decoder import Decoder
 
 BASE = dataclasses.replace(
@@ -72,10 +74,12 @@ def test_a_cache_that_grows_on_the_way_changes_nothing(monkeypatch):
     prompts = np.random.default_rng(0).integers(0, VOCAB, (3, 16), np.int32)
     arguments = model, params, prompts, np.array([16, 9, 1])  # the first fills its width
     want, _ = run(*arguments, max_tokens=16)
-    lengths, pad = [], decode.grow
+    lengths, grow = [], Decoder.grow
     monkeypatch.setattr(decode, '_SPLIT', 16)  # or the room for 16 tokens would be made at once
     monkeypatch.setattr(
-        decode, 'grow', lambda cache, length: lengths.append(length) or pad(cache, length)
+        Decoder,
+        'grow',
+        lambda self, cache, length: lengths.append(length) or grow(self, cache, length),
     )
     decode._continue.clear_cache()
     got, _ = run(*arguments, max_tokens=16)
@@ -132,8 +136,9 @@ def test_cache_returns_what_was_written(dtype):
     c = dataclasses.replace(BASE, dtype=jnp.dtype(dtype).name)
     new = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 4)), dtype)  # [B, T, G, K]
     places = np.array([[0, 1, 2], [4, 5, 6]], np.int32)  # 6 is past the end, and dropped
-    cache = attention.write(attention.make_cache(c, 2, 6), new, -new, places)
-    cache = attention.grow(cache, 9)
+    cache = Attention.make_cache(c, causal, 2, 6)
+    cache = attention.write(cache, new, -new, places, causal.reach())
+    cache = Attention.grow(cache, causal, 9)
     for name, want in (('key', new), ('value', -new)):
         got = attention.read(cache[name], dtype)
         assert got.shape == (2, 9, 4, 4)
@@ -142,6 +147,60 @@ def test_cache_returns_what_was_written(dtype):
         assert not got[0, 3:].any()
         assert not got[1, :4].any()
         assert not got[1, 6:].any()
+
+
+def test_a_cache_that_forgets_keeps_the_pinned_and_the_last():
+    mask = causal & (window(3) | global_tokens(2))
+    c = dataclasses.replace(BASE, num_kv_heads=1)
+    cache = Attention.make_cache(c, mask, 2, 4)
+    numbers = jnp.arange(100.0).reshape(1, 100, 1, 1) * jnp.ones((2, 1, 1, 4))
+
+    def write(cache, *rows):
+        """Each row's tokens are numbered by their places."""
+        places = np.array(rows, np.int32)
+        new = jnp.stack([row[np.maximum(p, 0)] for row, p in zip(numbers, places, strict=True)])
+        return attention.write(cache, new, new, places, mask.reach())
+
+    def content(cache):
+        kept = attention.read(cache['key'], jnp.float32)[:, :, 0, 0]
+        np.testing.assert_array_equal(np.where(cache['place'] < 0, 0, cache['place']), kept)
+        return [sorted(int(p) for p in row if p >= 0) for row in cache['place']]
+
+    cache = write(cache, [0, 1, 2, 3], [0, 1, -1, -1])
+    assert content(cache) == [[0, 1, 2, 3], [0, 1]]
+    cache = Attention.grow(cache, mask, 9)
+    assert cache['key'].shape[2] == 5  # two pinned, three recent
+    cache = write(cache, [4, 5, 6], [2, 3, -1])
+    assert content(cache) == [[0, 1, 4, 5, 6], [0, 1, 2, 3]]
+    for place in (7, 8):
+        cache = write(cache, [place], [-1])
+    assert content(cache) == [[0, 1, 6, 7, 8], [0, 1, 2, 3]]
+    cache = write(cache, list(range(9, 20)), [4] + [-1] * 10)  # more than there are slots
+    assert content(cache) == [[0, 1, 17, 18, 19], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    'masks',
+    [
+        ('causal & window(4)',),
+        ('gpt3(3)',),
+        ('causal & (window(2) | strided(3))', 'causal & longformer(3, 2)'),
+        ('causal & (chunks(4) | summaries(4, 1))', 'causal & random_blocks(1, 0, 2)'),
+        ('heads(causal, causal & window(2))', 'causal & window(1)'),
+    ],
+)
+def test_masks_see_in_decoding_what_they_see_in_training(masks):
+    model, params = make(attention=masks, position='rotary', num_layers=2 * len(masks))
+    got, _ = run(model, params, max_tokens=20)
+    for tokens, prompt, length in zip(got, PROMPTS, LENGTHS, strict=True):
+        assert tokens.tolist() == repeated_argmax(model, params, prompt[:length], 20)
+
+
+def test_the_cache_of_a_window_is_as_long_as_the_window():
+    model, _ = make(attention=('causal', 'causal & (window(4) | global_tokens(2))'))
+    (cache,) = jax.eval_shape(lambda: model.make_cache(3, 50))
+    assert cache['block_0']['key'].shape == (3, 4, 50, 4)
+    assert cache['block_1']['key'].shape == (3, 4, 6, 4)
 
 
 @pytest.mark.parametrize('position', ['learned', 'rotary'])

@@ -1,4 +1,4 @@
-"""Every form of attention against a float64 oracle, the plain form, and in what must hold for all of them."""
+"""Every form of attention against a float64 oracle, the plain form, and in what must hold for all."""
 
 import functools
 

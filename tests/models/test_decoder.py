@@ -35,7 +35,7 @@ TOGETHER = {
     'odd': {
         **{'position': 'alibi', 'num_kv_heads': 1, 'head_dim': 6, 'qk_norm': True},
         **{'attention_softcap': 3.0, 'logit_softcap': 2.0, 'norm_placement': 'post'},
-        **{'activation': 'geglu', 'attention': ('causal', 'causal')},
+        **{'activation': 'geglu', 'attention': ('causal', 'causal & window(3)')},
     },
 }
 ALONE = {
@@ -143,15 +143,16 @@ def test_packed_documents_are_as_alone(name):
 
 @variants
 def test_decoding_equals_the_whole(name):
-    """Four tokens at a time, in rows that begin with 4, 2 and 3 of them: what pads a shorter one is
-    overwritten before it is seen."""
+    """Four tokens at a time, in rows that begin with 4, 2 and 3 of them."""
     model, params, pull = compiled(name)
     inputs = np.stack([np.roll(PLAIN['inputs'][0], shift) for shift in range(3)])
     want, _ = pull(params, PLAIN | {'inputs': inputs}, np.zeros((3, LENGTH, VOCAB), np.float32))
 
     @jax.jit
-    def decode(inputs, positions, cache):
-        hidden, cache = model.apply({'params': params}, inputs, positions, cache, method='decode')
+    def decode(inputs, positions, cache, valid):
+        hidden, cache = model.apply(
+            {'params': params}, inputs, positions, cache, valid, method='decode'
+        )
         return model.apply({'params': params}, hidden, method='logits')[..., :VOCAB], cache
 
     cache, rows = model.make_cache(3, LENGTH), np.arange(3)[:, None]
@@ -160,7 +161,7 @@ def test_decoding_equals_the_whole(name):
         places = starts[:, None] + np.arange(4, dtype=np.int32)
         real = (np.arange(4) < valid[:, None]) & (places < LENGTH)
         chunk = np.where(real, inputs[rows, np.minimum(places, LENGTH - 1)], 6)
-        got, cache = decode(chunk, places, cache)
+        got, cache = decode(chunk, places, cache, real)
         for row, t in zip(*np.nonzero(real), strict=True):
             np.testing.assert_allclose(got[row, t], want[row, places[row, t]], atol=1e-5)
         starts, valid = starts + valid, np.array([4, 4, 4], np.int32)
