@@ -3,8 +3,8 @@
     python -m pip install -e '.[experiments,bench]'
     python -m experiments.attention.cost --output=experiments/attention/cost.jsonl
 
-Forward and backward, float32, B = 1, H = 4, K = 64, on this machine. Each contestant has a process of its own
-and takes a sample in each round, in random order; a ratio is taken within a round (`experiments/speed`).
+Forward and backward, float32, B = 1, H = 4, K = 64, on this machine. Each contestant has a process of its
+own and takes a sample in each round, in random order; a ratio is taken within a round.
 """
 
 import argparse
@@ -182,7 +182,8 @@ def table(records: list[dict[str, Any]]) -> str:
             f' {facts["temporary_mb"]:9,.0f}'
         )
         if facts['pairs']:
-            line += f'   {facts["pairs"]["allowed"]:6.1%} allowed, {facts["pairs"]["computed"]:6.1%} computed'
+            pairs = facts['pairs']
+            line += f'   {pairs["allowed"]:6.1%} allowed, {pairs["computed"]:6.1%} computed'
         if target := KINDS[record['contestant']][1].get(length):
             line += f'   target {target}x: {"met" if ratio >= target else "missed"}'
         lines.append(line)

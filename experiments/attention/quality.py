@@ -2,9 +2,9 @@
 
     python -m experiments.attention.quality --output=experiments/attention/quality.jsonl
 
-Trains a small decoder on the bytes of War and Peace (context 1,024) once for each kind, with everything else
-alike: the first 90 % of the text train, the last 10 % validate. $LM_DATA_DIR holds `warandpeace/input.txt.gz`.
-A run that is there is not repeated.
+Trains a small decoder on the bytes of War and Peace (context 1,024) once for each kind, with everything
+else alike: the first 90 % of the text train, the last 10 % validate. $LM_DATA_DIR holds
+`warandpeace/input.txt.gz`. A run that is there is not repeated.
 """
 
 import argparse

@@ -23,6 +23,7 @@ NOTHING = Not(Full())
 # Tokens of a block of queries and of keys. Less is too little for a matrix product, more holds more pairs
 # that the mask forbids.
 QUERIES, KEYS = 128, 64
+_MORE_WORK = 0.1  # For fewer programs.
 
 
 # --- orders ---------------------------------------------------------------------------------------
@@ -300,29 +301,51 @@ def _rows(classes: np.ndarray, together: int) -> Iterator[Rows]:
         classes: int8 `[blocks of queries, blocks of keys]`.
         together: a run of blocks of keys lies within the first so many, or the next, ...
     """
-    found: dict[tuple[int, int], list[tuple[int, int, list[int]]]] = {}
+    found: dict[tuple[int, int], list[tuple[int, np.ndarray, np.ndarray]]] = {}
     for i, row in enumerate(classes != EMPTY):
         seen = np.flatnonzero(row)
-        if not len(seen):
-            continue
-        runs = np.split(seen, np.flatnonzero(np.diff(seen) > 1) + 1)
-        longest = max(runs, key=len)
-        run = min(_round_up(len(longest)), together)
-        first = longest[0] // together * together
-        start = min(max(longest[-1] + 1 - run, first), first + together - run)
-        others = [int(k) for k in seen if not start <= k < start + run]
-        found.setdefault((run, _round_up(len(others))), []).append((i, int(start), others))
-    for (run, width), rows in sorted(found.items()):
-        others = [
-            list(itertools.islice(itertools.chain(o, itertools.repeat(-1)), width))
-            for *_, o in rows
-        ]
+        if len(seen):
+            runs = np.split(seen, np.flatnonzero(np.diff(seen) > 1) + 1)
+            longest = max(runs, key=len)
+            run = min(_round_up(len(longest)), together)
+            size = run, _round_up(len(seen) - len(longest))
+            found.setdefault(size, []).append((i, seen, longest))
+    for (run, width), rows in sorted(_fewer(found).items()):
+        starts, others = [], []
+        for _, seen, longest in rows:
+            first = longest[0] // together * together
+            start = min(max(longest[-1] + 1 - run, first), first + together - run)
+            rest = [k for k in seen if not start <= k < start + run]
+            starts.append(start)
+            others.append(rest + [-1] * (width - len(rest)))
         yield Rows(
             np.array([i for i, *_ in rows], np.int32),
-            np.array([start for _, start, _ in rows], np.int32),
+            np.array(starts, np.int32),
             np.array(others, np.int32).reshape(len(rows), width),
             run,
         )
+
+
+def _fewer(groups: dict[tuple[int, int], list]) -> dict[tuple[int, int], list]:
+    """Returns rows by size, with sizes put together where that adds little work: each is a program.
+
+
+    Args:
+        groups: rows by how many consecutive blocks they look at, and how many others.
+    """
+    groups = dict(groups)
+    spare = _MORE_WORK * sum((run + width) * len(rows) for (run, width), rows in groups.items())
+    while len(groups) > 1:
+        added, a, b = min(
+            (sum(len(groups[g]) * (sum(map(max, a, b)) - sum(g)) for g in (a, b)), a, b)
+            for a, b in itertools.combinations(groups, 2)
+        )
+        spare -= added
+        if spare < 0:
+            break
+        together = groups.pop(a) + groups.pop(b)
+        groups.setdefault((max(a[0], b[0]), max(a[1], b[1])), []).extend(together)
+    return groups
 
 
 def _round_up(count: int) -> int:
