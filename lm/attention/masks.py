@@ -455,7 +455,10 @@ class RandomBlocks(_Atom):
         """Returns the block drawn from stretch `number` of those before `block`; -1 where it is empty."""
         start = block * number // self.count
         size = block * (number + 1) // self.count - start
-        bits = _scramble((block * self.count + number).astype('uint32') ^ _scramble_int(self.seed))
+        with np.errstate(over='ignore'):
+            bits = _scramble(
+                (block * self.count + number).astype('uint32') ^ _scramble_int(self.seed)
+            )
         drawn = start + (bits >> 8).astype('int32') % _at_least_one(size)
         return drawn * (size > 0) - (size <= 0)
 
