@@ -37,6 +37,7 @@ class Case:
         extras: of the logits.
         sequence: over how many devices positions are split.
         capability: of an NVIDIA GPU, such as 9.0; 0 for others.
+        devices: of the mesh.
     """
 
     mask: Mask
@@ -50,6 +51,7 @@ class Case:
     extras: Extras = PLAIN
     sequence: int = 1
     capability: float = 0.0
+    devices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,15 @@ class Implementation:
         obstacle: says why it cannot do a case, and what to do; '' where it can.
         pairs: how many it computes in a case.
         summary: what it is.
+        checked: what was verified of a kernel on the hardware that it is for; '' is nothing yet, and
+            then 'auto' leaves it alone.
     """
 
     run: Callable[..., jax.Array]
     obstacle: Callable[[Case], str]
     pairs: Callable[[Case], int]
     summary: str
+    checked: str = ''
 
 
 def _all_pairs(case: Case) -> int:
@@ -91,6 +96,29 @@ def _cudnn_obstacle(case: Case) -> str:
     return ''
 
 
+def _hopper() -> Any:
+    """The kernel's module. It imports a compiler, which takes a third of a second, so it comes late."""
+    from lm.attention import hopper
+
+    return hopper
+
+
+def _hopper_obstacle(case: Case) -> str:
+    if obstacle := _needs_whole_rows(case):
+        return obstacle
+    if int(case.capability) != 9:  # WGMMA is of this generation alone.
+        return "needs an NVIDIA GPU of the Hopper generation: use 'auto'."
+    if case.dtype not in (jnp.float16, jnp.bfloat16):
+        return f"needs config.model.dtype = 'bfloat16', not {jnp.dtype(case.dtype)}."
+    if case.width not in (64, 128):
+        return f"needs a head_dim of 64 or 128, not {case.width}: use 'auto'."
+    if case.extras.slopes is not None:
+        return "has no ALiBi: use 'auto'."
+    if case.devices > 1:
+        return "runs on one device, and the mesh has several: use 'auto'."
+    return ''
+
+
 IMPLEMENTATIONS = {
     'xla': Implementation(
         dense.attend, lambda case: '', _all_pairs, 'the plain form: an array of all pairs'
@@ -112,6 +140,13 @@ IMPLEMENTATIONS = {
         _cudnn_obstacle,
         _all_pairs,
         "NVIDIA's flash attention",
+        checked='by NVIDIA',
+    ),
+    'hopper': Implementation(
+        lambda *args, **kwargs: _hopper().attend(*args, **kwargs),
+        _hopper_obstacle,
+        lambda case: _hopper().pairs(case.mask, case.length, case.source),
+        'the blocks that hold anything, in a kernel for NVIDIA Hopper',
     ),
 }
 
@@ -175,6 +210,7 @@ def attend(
         extras=Extras(softcap or None, slopes),
         sequence=1 if mesh.empty else mesh.shape.get('sequence', 1),
         capability=_capability(),
+        devices=1 if mesh.empty else mesh.size,
     )
     chosen = IMPLEMENTATIONS[choose(case, implementation)]
     if not case.whole:
@@ -292,6 +328,8 @@ def explain(
         obstacle = implementation.obstacle(case)
         share = implementation.pairs(case) / length**2
         what = obstacle or f'computes {share:.1%} of the pairs'
+        if name == 'hopper' and not implementation.checked:
+            what += '; never checked on its own hardware'
         lines.append(
             f'  {"*" if name == chosen else " "} {name:8} {implementation.summary}; {what}'
         )

@@ -43,7 +43,7 @@ STAGES = 2  # Blocks in shared memory at once.
 WIDTHS = (64, 128)  # K
 DTYPES = (jnp.bfloat16, jnp.float16)
 
-_REGISTERS = {'compute': 232, 'fetch': 40}  # A thread's: at most 65,536 in the three warpgroups.
+_REGISTERS = {'compute': 240, 'fetch': 24}  # A thread's: at most 65,536 in the three warpgroups.
 _LOG2E = math.log2(math.e)
 # Below all logits, and finite: a row that sees nothing gets powers of two of -inf, which are 0, not NaN.
 _LEAST = -1e30
@@ -99,7 +99,7 @@ def pairs(mask: Mask, length: int, source: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Problem:
+class Problem:
     """What the kernels know when they are compiled.
 
     Attributes:
@@ -147,7 +147,7 @@ def attend(
     extras, there are no slopes.
     """
     length, source = query.shape[1], key.shape[1]
-    problem = _Problem(
+    problem = Problem(
         mask,
         extras.softcap,
         query.shape[-1],
@@ -177,11 +177,19 @@ def _tokens(query, key, segments, in_prefix) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(query, key, value, tokens, problem):
-    return _forward(query, key, value, tokens, problem)[0]
+    return forward(query, key, value, tokens, problem)[0]
 
 
-def _forward(query, key, value, tokens, problem):
-    """Returns `[B, T, H, K]`, and what the backward pass needs."""
+def forward(query, key, value, tokens, problem: Problem):
+    """Returns `[B, T, H, K]`, and what the backward pass needs.
+
+    Args:
+        query: `[B, T, H, K]`, T filled up to whole tiles.
+        key: `[B, S, G, K]`, likewise.
+        value: `[B, S, G, K]`.
+        tokens: int32 `[B, T]` and `[B, S]`, as `_tokens` makes them, or nothing.
+        problem: what the kernel is compiled for.
+    """
     batch, length, heads, width = query.shape
     tile = _smem((WARPGROUPS, ROWS, width), query.dtype)
     stream = _smem((STAGES, FORWARD, width), query.dtype)
@@ -196,10 +204,10 @@ def _forward(query, key, value, tokens, problem):
             (stream, stream, _stream_tokens(problem, FORWARD)),
             _barriers(2 + problem.tokens, tile=1 + problem.tokens),
         ),
-        **_launch(length // TILE, batch, heads),
+        **_launch('attention_forward', length // TILE, batch, heads),
     )
     order = walk(problem.mask, problem.length, problem.source, (TILE, FORWARD), columns=False)
-    out, log_sum = run(*map(jnp.asarray, order), query, key, value, tokens)
+    out, log_sum = run(*order, query, key, value, tokens)
     return out, (query, key, value, tokens, out, log_sum)
 
 
@@ -208,17 +216,20 @@ def _backward(problem, residuals, gradient):
     along = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     along = jnp.swapaxes(along, 1, 2)  # [B, H, T]
     arrays = (query, key, value, gradient, log_sum, along, tokens)
-    return (
-        _query_gradient(arrays, problem),
-        *_key_gradients(arrays, problem),
-        None,
-    )
+    return query_gradient(arrays, problem), *key_gradients(arrays, problem), None
 
 
-_attend.defvjp(_forward, _backward)
+_attend.defvjp(forward, _backward)
 
 
-def _query_gradient(arrays, problem):
+def query_gradient(arrays, problem: Problem) -> jax.Array:
+    """Returns `[B, T, H, K]`.
+
+    Args:
+        arrays: query, key, value, and the gradient of the result, of its shape; float32 `[B, H, T]`: the
+            log-sum-exps to base 2, and the sums of gradient times result over K; tokens.
+        problem: what the kernel is compiled for.
+    """
     query = arrays[0]
     batch, length, heads, width = query.shape
     tile = _smem((WARPGROUPS, ROWS, width), query.dtype)
@@ -232,13 +243,14 @@ def _query_gradient(arrays, problem):
             (stream, stream, _stream_tokens(problem, BACKWARD)),
             _barriers(2 + problem.tokens, tile=4 + problem.tokens),
         ),
-        **_launch(length // TILE, batch, heads),
+        **_launch('attention_query_gradient', length // TILE, batch, heads),
     )
     order = walk(problem.mask, problem.length, problem.source, (TILE, BACKWARD), columns=False)
-    return run(*map(jnp.asarray, order), *arrays)
+    return run(*order, *arrays)
 
 
-def _key_gradients(arrays, problem):
+def key_gradients(arrays, problem: Problem) -> tuple[jax.Array, jax.Array]:
+    """Returns the gradients of key and value, `[B, S, G, K]`; the arguments are `query_gradient`'s."""
     key = arrays[1]
     batch, source, groups, width = key.shape
     tile = _smem((WARPGROUPS, ROWS, width), key.dtype)
@@ -252,10 +264,10 @@ def _key_gradients(arrays, problem):
             (stream, stream, numbers, numbers, _stream_tokens(problem, BACKWARD)),
             _barriers(4 + problem.tokens, tile=2 + problem.tokens),
         ),
-        **_launch(source // TILE, batch, groups),
+        **_launch('attention_key_gradients', source // TILE, batch, groups),
     )
     order = walk(problem.mask, problem.length, problem.source, (BACKWARD, TILE), columns=True)
-    return run(*map(jnp.asarray, order), *arrays)
+    return run(*order, *arrays)
 
 
 # --- shared memory and launch ---------------------------------------------------------------------
@@ -272,11 +284,11 @@ def _vector(count: int, size: int, dtype: Any) -> plgpu.SMEM:
     return plgpu.SMEM((count, size), dtype)
 
 
-def _tile_tokens(problem: _Problem) -> tuple[plgpu.SMEM, ...]:
+def _tile_tokens(problem: Problem) -> tuple[plgpu.SMEM, ...]:
     return (_vector(WARPGROUPS, ROWS, jnp.int32),) * problem.tokens
 
 
-def _stream_tokens(problem: _Problem, size: int) -> tuple[plgpu.SMEM, ...]:
+def _stream_tokens(problem: Problem, size: int) -> tuple[plgpu.SMEM, ...]:
     return (_vector(STAGES, size, jnp.int32),) * problem.tokens
 
 
@@ -289,9 +301,10 @@ def _barriers(stream: int, tile: int) -> tuple[plgpu.Barrier, ...]:
     )
 
 
-def _launch(tiles: int, batch: int, heads: int) -> dict[str, Any]:
+def _launch(name: str, tiles: int, batch: int, heads: int) -> dict[str, Any]:
     """The grid. Its last axis runs fastest: heads of one tile share their keys in the cache."""
     return {
+        'kernel_name': name,
         'grid': (tiles, batch, heads),
         'grid_names': ('tile', 'batch', 'head'),
         'num_threads': WARPGROUPS + 1,
@@ -501,10 +514,11 @@ def _key_kernel(
             logits, slope = _logits(_product(k_smem, q_smem.at[slot], transposed=True), problem)
             at = _Block(blocks[place.first + lax.div(i, repeats)] * BACKWARD, place.base, shape, 1)
             logits = _forbid(logits, at, problem, _vectors(_at(q_tokens, slot), 0), told, partial)
-            sums, subtracted = _vectors((sum_smem.at[slot], along_smem.at[slot]), 0)
+            [sums] = _vectors([sum_smem.at[slot]], 0)
             weights = jnp.exp2(logits - _over(sums, shape, 1))
             d_v = _add_product(d_v, weights.astype(key.dtype), g_smem.at[slot])
             d_weights = _product(v_smem, g_smem.at[slot], transposed=True)
+            [subtracted] = _vectors([along_smem.at[slot]], 0)  # Late, to spare registers.
             d_logits = weights * (d_weights - _over(subtracted, shape, 1))
             d_logits = d_logits if slope is None else d_logits * slope
             return _add_product(d_k, d_logits.astype(key.dtype), q_smem.at[slot]), d_v
@@ -602,7 +616,7 @@ class _Block(NamedTuple):
     q_axis: int
 
 
-def _logits(scores, problem: _Problem):
+def _logits(scores, problem: Problem):
     """Returns logits times log2(e), and the slope of the cap, None without one.
 
     Args:
@@ -617,7 +631,7 @@ def _logits(scores, problem: _Problem):
     return capped * (problem.softcap * _LOG2E), 1.0 - capped * capped
 
 
-def _forbid(logits, at: _Block, problem: _Problem, q_tokens, k_tokens, partial: bool):
+def _forbid(logits, at: _Block, problem: Problem, q_tokens, k_tokens, partial: bool):
     """Returns the logits, -inf where a query may not see a key.
 
     Args:
@@ -639,7 +653,7 @@ def _forbid(logits, at: _Block, problem: _Problem, q_tokens, k_tokens, partial: 
             known = known._replace(in_prefix=(k_told & 1) == 1)
     if partial:
         q, k = (
-            first + plgpu.broadcasted_iota(jnp.int32, at.shape, axis, layout=plgpu.Layout.WGMMA)
+            first + _spread(lax.broadcasted_iota(jnp.int32, at.shape, axis), plgpu.Layout.WGMMA)
             for first, axis in ((at.query, at.q_axis), (at.key, 1 - at.q_axis))
         )
         allowed.append(problem.mask.allows(q, k, known))
