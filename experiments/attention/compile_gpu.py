@@ -85,7 +85,9 @@ def compile_for_chip(function: Callable, arguments: tuple) -> dict[str, Any]:
         jax.jit(function).trace(*arguments).lower(lowering_platforms=('cuda',)).compile()
         text = read()
     [registers] = re.findall(r'Used (\d+) registers', text)
-    [(stores, loads)] = re.findall(r'frame, (\d+) bytes spill stores, (\d+) bytes spill loads', text)
+    [(stores, loads)] = re.findall(
+        r'frame, (\d+) bytes spill stores, (\d+) bytes spill loads', text
+    )
     return {
         'registers': int(registers),
         'spill_stores': int(stores),

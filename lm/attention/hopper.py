@@ -322,7 +322,6 @@ class _Place(NamedTuple):
     Attributes:
         batch: row of the batch.
         head: head of queries, or of keys in `_key_kernel`.
-        warpgroup: which of the three.
         base: first token of this warpgroup's part of the tile.
         first: the tile's first entry in the list of blocks.
         full: how many of its blocks are full; they come first.
@@ -331,39 +330,49 @@ class _Place(NamedTuple):
 
     batch: Any
     head: Any
-    warpgroup: Any
     base: Any
     first: Any
     full: Any
     count: Any
 
 
-def _place(tiles) -> _Place:
-    row, warpgroup = lax.axis_index('tile'), lax.axis_index('warpgroup')
+def _place(tiles, warpgroup) -> _Place:
+    row, batch, head = (lax.axis_index(name) for name in ('tile', 'batch', 'head'))
     tile, first, partial, end = (tiles[row, i] for i in range(4))
     base = tile * TILE + warpgroup * ROWS
-    batch, head = lax.axis_index('batch'), lax.axis_index('head')
-    return _Place(batch, head, warpgroup, base, first, partial - first, end - first)
+    return _Place(batch, head, base, first, partial - first, end - first)
+
+
+def _split(compute, fetch) -> None:
+    """Runs `compute(warpgroup)` in the warpgroups that compute, and `fetch` in the third."""
+    warpgroup = lax.axis_index('warpgroup')
+
+    @pl.when(warpgroup < WARPGROUPS)
+    def _():
+        plgpu.set_max_registers(_REGISTERS['compute'], action='increase')
+        compute(warpgroup)
+
+    @pl.when(warpgroup == WARPGROUPS)
+    def _():
+        plgpu.set_max_registers(_REGISTERS['fetch'], action='decrease')
+        fetch()
 
 
 def _forward_kernel(
     problem, tiles, blocks, query, key, value, tokens, out, log_sum, tile, stream, barriers
 ):
     """out `[B, T, H, K]`, log_sum float32 `[B, H, T]`, to base 2."""
-    place = _place(tiles)
-    group = _group(place.head, query, key)
     here, ready, free = barriers
     k_smem, v_smem, k_tokens = stream
     shape = (ROWS, FORWARD)
 
-    @pl.when(place.warpgroup < WARPGROUPS)
-    def _():
-        plgpu.set_max_registers(_REGISTERS['compute'], action='increase')
-        q_smem, sum_smem, q_tokens = (_at(x, place.warpgroup) for x in tile)
+    def compute(warpgroup):
+        place = _place(tiles, warpgroup)
+        q_smem, sum_smem, q_tokens = (_at(x, warpgroup) for x in tile)
         mine = pl.ds(place.base, ROWS)
         copies = [(query.at[place.batch, mine, place.head], q_smem)]
         copies += [(x.at[place.batch, mine], y) for x, y in zip(tokens[:1], q_tokens, strict=True)]
-        _fetch(copies, here.at[place.warpgroup])
+        _fetch(copies, here.at[warpgroup])
         told = _vectors(q_tokens, 1)
 
         def step(i, slot, carry, partial):
@@ -394,15 +403,21 @@ def _forward_kernel(
         plgpu.copy_smem_to_gmem(sum_smem, log_sum.at[place.batch, place.head, mine])
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(place.warpgroup == WARPGROUPS)
-    def _():
+    def fetch():
+        place = _place(tiles, 0)
+        group = _group(place.head, query, key)
+
         def copies(i):
             these = pl.ds(blocks[place.first + i] * FORWARD, FORWARD)
-            found = [(x.at[place.batch, these, group], y) for x, y in ((key, k_smem), (value, v_smem))]
+            found = [
+                (x.at[place.batch, these, group], y) for x, y in ((key, k_smem), (value, v_smem))
+            ]
             told = zip(tokens[1:], k_tokens, strict=True)
             return found + [(x.at[place.batch, these], y) for x, y in told]
 
         _fetch_all(place.count, copies, ready, free)
+
+    _split(compute, fetch)
 
 
 def _query_kernel(
@@ -422,16 +437,13 @@ def _query_kernel(
     barriers,
 ):
     """out `[B, T, H, K]`, the gradient of the query."""
-    place = _place(tiles)
-    group = _group(place.head, query, key)
     here, ready, free = barriers
     k_smem, v_smem, k_tokens = stream
     shape = (ROWS, BACKWARD)
 
-    @pl.when(place.warpgroup < WARPGROUPS)
-    def _():
-        plgpu.set_max_registers(_REGISTERS['compute'], action='increase')
-        q_smem, g_smem, sum_smem, along_smem, q_tokens = (_at(x, place.warpgroup) for x in tile)
+    def compute(warpgroup):
+        place = _place(tiles, warpgroup)
+        q_smem, g_smem, sum_smem, along_smem, q_tokens = (_at(x, warpgroup) for x in tile)
         mine = pl.ds(place.base, ROWS)
         copies = [
             (query.at[place.batch, mine, place.head], q_smem),
@@ -440,7 +452,7 @@ def _query_kernel(
             (along.at[place.batch, place.head, mine], along_smem),
         ]
         copies += [(x.at[place.batch, mine], y) for x, y in zip(tokens[:1], q_tokens, strict=True)]
-        _fetch(copies, here.at[place.warpgroup])
+        _fetch(copies, here.at[warpgroup])
         sums, subtracted = _vectors((sum_smem, along_smem), 1)
         told = _vectors(q_tokens, 1)
 
@@ -449,9 +461,10 @@ def _query_kernel(
             at = _Block(place.base, blocks[place.first + i] * BACKWARD, shape, 0)
             logits = _forbid(logits, at, problem, told, _vectors(_at(k_tokens, slot), 0), partial)
             weights = jnp.exp2(logits - _over(sums, shape, 0))
-            d_weights = _product(g_smem, v_smem.at[slot], transposed=True)
-            d_logits = weights * (d_weights - _over(subtracted, shape, 0))
-            d_logits = d_logits if slope is None else d_logits * slope
+            weights = weights if slope is None else weights * slope
+            d_weights = _over(-subtracted, shape, 0)
+            d_weights = _add_product(d_weights, g_smem, v_smem.at[slot], transposed=True)
+            d_logits = weights * d_weights
             return _add_product(acc, d_logits.astype(query.dtype), k_smem.at[slot])
 
         acc = _filled((ROWS, query.shape[-1]), 0.0, plgpu.Layout.WGMMA)
@@ -461,15 +474,21 @@ def _query_kernel(
         plgpu.copy_smem_to_gmem(q_smem, out.at[place.batch, mine, place.head])
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(place.warpgroup == WARPGROUPS)
-    def _():
+    def fetch():
+        place = _place(tiles, 0)
+        group = _group(place.head, query, key)
+
         def copies(i):
             these = pl.ds(blocks[place.first + i] * BACKWARD, BACKWARD)
-            found = [(x.at[place.batch, these, group], y) for x, y in ((key, k_smem), (value, v_smem))]
+            found = [
+                (x.at[place.batch, these, group], y) for x, y in ((key, k_smem), (value, v_smem))
+            ]
             told = zip(tokens[1:], k_tokens, strict=True)
             return found + [(x.at[place.batch, these], y) for x, y in told]
 
         _fetch_all(place.count, copies, ready, free)
+
+    _split(compute, fetch)
 
 
 def _key_kernel(
@@ -490,23 +509,21 @@ def _key_kernel(
     barriers,
 ):
     """d_key and d_value `[B, S, G, K]`. A block of queries comes once for each head of the group."""
-    place = _place(tiles)
     repeats = query.shape[2] // key.shape[2]
     here, ready, free = barriers
     q_smem, g_smem, sum_smem, along_smem, q_tokens = stream
     shape = (ROWS, BACKWARD)  # Keys are the rows.
 
-    @pl.when(place.warpgroup < WARPGROUPS)
-    def _():
-        plgpu.set_max_registers(_REGISTERS['compute'], action='increase')
-        k_smem, v_smem, k_tokens = (_at(x, place.warpgroup) for x in tile)
+    def compute(warpgroup):
+        place = _place(tiles, warpgroup)
+        k_smem, v_smem, k_tokens = (_at(x, warpgroup) for x in tile)
         mine = pl.ds(place.base, ROWS)
         copies = [
             (key.at[place.batch, mine, place.head], k_smem),
             (value.at[place.batch, mine, place.head], v_smem),
         ]
         copies += [(x.at[place.batch, mine], y) for x, y in zip(tokens[1:], k_tokens, strict=True)]
-        _fetch(copies, here.at[place.warpgroup])
+        _fetch(copies, here.at[warpgroup])
         told = _vectors(k_tokens, 1)
 
         def step(i, slot, carry, partial):
@@ -517,10 +534,11 @@ def _key_kernel(
             [sums] = _vectors([sum_smem.at[slot]], 0)
             weights = jnp.exp2(logits - _over(sums, shape, 1))
             d_v = _add_product(d_v, weights.astype(key.dtype), g_smem.at[slot])
-            d_weights = _product(v_smem, g_smem.at[slot], transposed=True)
+            weights = weights if slope is None else weights * slope
             [subtracted] = _vectors([along_smem.at[slot]], 0)  # Late, to spare registers.
-            d_logits = weights * (d_weights - _over(subtracted, shape, 1))
-            d_logits = d_logits if slope is None else d_logits * slope
+            d_weights = _over(-subtracted, shape, 1)
+            d_weights = _add_product(d_weights, v_smem, g_smem.at[slot], transposed=True)
+            d_logits = weights * d_weights
             return _add_product(d_k, d_logits.astype(key.dtype), q_smem.at[slot]), d_v
 
         zeros = _filled((ROWS, key.shape[-1]), 0.0, plgpu.Layout.WGMMA)
@@ -533,8 +551,9 @@ def _key_kernel(
         plgpu.copy_smem_to_gmem(v_smem, d_value.at[place.batch, mine, place.head])
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(place.warpgroup == WARPGROUPS)
-    def _():
+    def fetch():
+        place = _place(tiles, 0)
+
         def copies(i):
             these = pl.ds(blocks[place.first + lax.div(i, repeats)] * BACKWARD, BACKWARD)
             head = place.head * repeats + lax.rem(i, repeats)
@@ -548,6 +567,8 @@ def _key_kernel(
             )
 
         _fetch_all(place.count * repeats, copies, ready, free)
+
+    _split(compute, fetch)
 
 
 # --- what the kernels are made of -----------------------------------------------------------------
@@ -572,7 +593,6 @@ def _fetch(copies, barrier) -> None:
 
 def _fetch_all(count, copies, ready, free) -> None:
     """What the third warpgroup does: keeps the stages filled, as they become free."""
-    plgpu.set_max_registers(_REGISTERS['fetch'], action='decrease')
 
     @pl.loop(0, count)
     def _(i):
@@ -683,7 +703,7 @@ def _spread(x, layout):
     return plgpu.layout_cast(x, layout)
 
 
-def _product(a, b, transposed: bool):
+def _product(a, b, transposed: bool = False):
     """Returns the float32 product of `[m, k]` and `[k, n]`, or `[n, k]` where that is transposed."""
     b = b.transpose((1, 0)) if transposed else b
 
@@ -694,6 +714,7 @@ def _product(a, b, transposed: bool):
     return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
 
-def _add_product(acc, a, b):
-    """Returns float32 `acc` plus the product of `[m, k]`, in registers, and `[k, n]`."""
+def _add_product(acc, a, b, transposed: bool = False):
+    """Returns float32 `acc` plus the product of `[m, k]` and `[k, n]`, or `[n, k]`."""
+    b = b.transpose((1, 0)) if transposed else b
     return pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))(plgpu.ACC.init(acc))
