@@ -274,10 +274,9 @@ def key_gradients(arrays, problem: Problem) -> tuple[jax.Array, jax.Array]:
 
 
 def _smem(shape: tuple[int, ...], dtype: Any) -> plgpu.SMEM:
-    """Shared memory of 16 bits, laid out as WGMMA reads it."""
-    return plgpu.SMEM(
-        shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    )
+    """Shared memory laid out as WGMMA reads it: tiles of 8 rows of 128 bytes."""
+    tiling = plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize))
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(128)))
 
 
 def _vector(count: int, size: int, dtype: Any) -> plgpu.SMEM:
@@ -592,9 +591,9 @@ def _fetch(copies, barrier) -> None:
 
 
 def _fetch_all(count, copies, ready, free) -> None:
-    """What the third warpgroup does: keeps the stages filled, as they become free."""
+    """What the third warpgroup does: fills stages as they become free, and sees each of them freed."""
 
-    @pl.loop(0, count)
+    @pl.loop(0, count + STAGES)
     def _(i):
         slot = lax.rem(i, STAGES)
 
@@ -602,8 +601,10 @@ def _fetch_all(count, copies, ready, free) -> None:
         def _():
             plgpu.barrier_wait(free.at[slot])
 
-        for source, target in copies(i):
-            plgpu.copy_gmem_to_smem(source, target.at[slot], ready.at[slot])
+        @pl.when(i < count)
+        def _():
+            for source, target in copies(i):
+                plgpu.copy_gmem_to_smem(source, target.at[slot], ready.at[slot])
 
 
 def _both_loops(full, count, ready, free, step, carry):
