@@ -1,8 +1,8 @@
 """Block-sparse attention on NVIDIA Hopper: one kernel for the result, two for the gradients.
 
 A tile of 128 tokens stays in shared memory while the blocks that the mask leaves for it stream past, told
-by a list that is made of the mask (`walk`). Blocks that are full skip the mask; in partial ones it is
-evaluated from the places of their tokens. Two warpgroups compute, 64 tokens of the tile each, and a third
+by a list that is made of the mask (`lm/attention/walk.py`). Blocks that are full skip the mask; in others it
+is evaluated from the places of their tokens. Two warpgroups compute, 64 tokens of the tile each, and a third
 fetches ahead by TMA. Products run on the tensor cores (WGMMA), from 16 bits into float32; the softmax is
 float32, in powers of two.
 
@@ -28,12 +28,12 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from lm.attention import walk
 from lm.attention.block import PLAIN, Extras
-from lm.attention.masks import EMPTY, FULL, PARTIAL, Known, Mask
-from lm.attention.table import InPlace, table
+from lm.attention.masks import Mask
+from lm.attention.table import InPlace
 
 WARPGROUPS = 2  # that compute; one more fetches.
 ROWS = 64  # of a tile, for each of them: what one WGMMA instruction takes.
@@ -47,52 +47,6 @@ _REGISTERS = {'compute': 240, 'fetch': 24}  # A thread's: at most 65,536 in the 
 _LOG2E = math.log2(math.e)
 # Below all logits, and finite: a row that sees nothing gets powers of two of -inf, which are 0, not NaN.
 _LEAST = -1e30
-
-
-# --- which blocks ---------------------------------------------------------------------------------
-
-
-class Walk(NamedTuple):
-    """Which blocks stream past each tile: those that are full first, then those that are partial.
-
-    Attributes:
-        tiles: int32 `[n, 4]`, the longest first, so that no long one is left for the end: the tile's
-            number, its first entry in `blocks`, the first one that is partial, and the end.
-        blocks: int32 `[m]`, numbers of blocks.
-    """
-
-    tiles: np.ndarray
-    blocks: np.ndarray
-
-
-@functools.lru_cache(maxsize=256)
-def walk(mask: Mask, length: int, source: int, sizes: tuple[int, int], columns: bool) -> Walk:
-    """Returns what the tiles of a mask walk over.
-
-    Args:
-        mask: who may attend to whom.
-        length: T, queries.
-        source: S, keys.
-        sizes: tokens of a block of queries, and of keys.
-        columns: tiles are of keys, not of queries.
-    """
-    classes = table(mask, InPlace(length, sizes[0]), InPlace(source, sizes[1]))
-    if source % sizes[1]:  # Keys that fill the last block up are for the mask to forbid.
-        classes[:, -1] = np.minimum(classes[:, -1], PARTIAL)
-    tiles, blocks = [], []
-    for i, row in enumerate(classes.T if columns else classes):
-        full, partial = np.flatnonzero(row == FULL), np.flatnonzero(row == PARTIAL)
-        first = len(blocks)
-        blocks += [*full, *partial]
-        tiles.append((i, first, first + len(full), len(blocks)))
-    tiles.sort(key=lambda tile: tile[1] - tile[3])
-    return Walk(np.array(tiles, np.int32), np.array(blocks or [0], np.int32))
-
-
-def pairs(mask: Mask, length: int, source: int) -> int:
-    """Returns how many pairs the forward pass computes, allowed or not."""
-    classes = table(mask, InPlace(length, TILE), InPlace(source, FORWARD))
-    return int(np.count_nonzero(classes != EMPTY)) * TILE * FORWARD
 
 
 # --- the function ---------------------------------------------------------------------------------
@@ -206,7 +160,7 @@ def forward(query, key, value, tokens, problem: Problem):
         ),
         **_launch('attention_forward', length // TILE, batch, heads),
     )
-    order = walk(problem.mask, problem.length, problem.source, (TILE, FORWARD), columns=False)
+    order = walk.walk(problem.mask, problem.length, problem.source, (TILE, FORWARD), columns=False)
     out, log_sum = run(*order, query, key, value, tokens)
     return out, (query, key, value, tokens, out, log_sum)
 
@@ -245,7 +199,7 @@ def query_gradient(arrays, problem: Problem) -> jax.Array:
         ),
         **_launch('attention_query_gradient', length // TILE, batch, heads),
     )
-    order = walk(problem.mask, problem.length, problem.source, (TILE, BACKWARD), columns=False)
+    order = walk.walk(problem.mask, problem.length, problem.source, (TILE, BACKWARD), columns=False)
     return run(*order, *arrays)
 
 
@@ -266,7 +220,7 @@ def key_gradients(arrays, problem: Problem) -> tuple[jax.Array, jax.Array]:
         ),
         **_launch('attention_key_gradients', source // TILE, batch, groups),
     )
-    order = walk(problem.mask, problem.length, problem.source, (BACKWARD, TILE), columns=True)
+    order = walk.walk(problem.mask, problem.length, problem.source, (BACKWARD, TILE), columns=True)
     return run(*order, *arrays)
 
 
@@ -377,7 +331,8 @@ def _forward_kernel(
         def step(i, slot, carry, partial):
             total, top, acc = carry
             logits, _ = _logits(_product(q_smem, k_smem.at[slot], transposed=True), problem)
-            at = _Block(place.base, blocks[place.first + i] * FORWARD, shape, 0)
+            entry = blocks[place.first + i]
+            at = _Block(place.base, _number(entry) * FORWARD, shape, 0, entry, warpgroup)
             logits = _forbid(logits, at, problem, told, _vectors(_at(k_tokens, slot), 0), partial)
             new_top = jnp.maximum(top, jnp.max(logits, axis=1))
             weights = jnp.exp2(logits - _over(new_top, shape, 0))
@@ -407,7 +362,7 @@ def _forward_kernel(
         group = _group(place.head, query, key)
 
         def copies(i):
-            these = pl.ds(blocks[place.first + i] * FORWARD, FORWARD)
+            these = pl.ds(_number(blocks[place.first + i]) * FORWARD, FORWARD)
             found = [
                 (x.at[place.batch, these, group], y) for x, y in ((key, k_smem), (value, v_smem))
             ]
@@ -457,7 +412,8 @@ def _query_kernel(
 
         def step(i, slot, acc, partial):
             logits, slope = _logits(_product(q_smem, k_smem.at[slot], transposed=True), problem)
-            at = _Block(place.base, blocks[place.first + i] * BACKWARD, shape, 0)
+            entry = blocks[place.first + i]
+            at = _Block(place.base, _number(entry) * BACKWARD, shape, 0, entry, warpgroup)
             logits = _forbid(logits, at, problem, told, _vectors(_at(k_tokens, slot), 0), partial)
             weights = jnp.exp2(logits - _over(sums, shape, 0))
             weights = weights if slope is None else weights * slope
@@ -478,7 +434,7 @@ def _query_kernel(
         group = _group(place.head, query, key)
 
         def copies(i):
-            these = pl.ds(blocks[place.first + i] * BACKWARD, BACKWARD)
+            these = pl.ds(_number(blocks[place.first + i]) * BACKWARD, BACKWARD)
             found = [
                 (x.at[place.batch, these, group], y) for x, y in ((key, k_smem), (value, v_smem))
             ]
@@ -528,7 +484,8 @@ def _key_kernel(
         def step(i, slot, carry, partial):
             d_k, d_v = carry
             logits, slope = _logits(_product(k_smem, q_smem.at[slot], transposed=True), problem)
-            at = _Block(blocks[place.first + lax.div(i, repeats)] * BACKWARD, place.base, shape, 1)
+            entry = blocks[place.first + lax.div(i, repeats)]
+            at = _Block(_number(entry) * BACKWARD, place.base, shape, 1, entry, warpgroup)
             logits = _forbid(logits, at, problem, _vectors(_at(q_tokens, slot), 0), told, partial)
             [sums] = _vectors([sum_smem.at[slot]], 0)
             weights = jnp.exp2(logits - _over(sums, shape, 1))
@@ -554,7 +511,7 @@ def _key_kernel(
         place = _place(tiles, 0)
 
         def copies(i):
-            these = pl.ds(blocks[place.first + lax.div(i, repeats)] * BACKWARD, BACKWARD)
+            these = pl.ds(_number(blocks[place.first + lax.div(i, repeats)]) * BACKWARD, BACKWARD)
             head = place.head * repeats + lax.rem(i, repeats)
             wide = ((query, q_smem), (gradient, g_smem))
             narrow = ((log_sum, sum_smem), (along, along_smem))
@@ -627,14 +584,18 @@ class _Block(NamedTuple):
     Attributes:
         query: place of its first query, a scalar.
         key: of its first key.
-        shape: of its logits.
+        shape: of its logits; what streams past is along the last axis.
         q_axis: which axis is of queries.
+        entry: of the list of blocks, a scalar.
+        warpgroup: which part of the tile it is, a scalar.
     """
 
     query: Any
     key: Any
     shape: tuple[int, int]
     q_axis: int
+    entry: Any
+    warpgroup: Any
 
 
 def _logits(scores, problem: Problem):
@@ -663,7 +624,7 @@ def _forbid(logits, at: _Block, problem: Problem, q_tokens, k_tokens, partial: b
         k_tokens: likewise of the keys.
         partial: the mask has a say.
     """
-    known, allowed = Known(), []
+    known, allowed = walk.Told(), []
     if problem.tokens:
         q_told = _over(q_tokens[0], at.shape, at.q_axis)
         k_told = _over(k_tokens[0], at.shape, 1 - at.q_axis)
@@ -677,12 +638,30 @@ def _forbid(logits, at: _Block, problem: Problem, q_tokens, k_tokens, partial: b
             first + _spread(lax.broadcasted_iota(jnp.int32, at.shape, axis), plgpu.Layout.WGMMA)
             for first, axis in ((at.query, at.q_axis), (at.key, 1 - at.q_axis))
         )
-        allowed.append(problem.mask.allows(q, k, known))
+        known = known._replace(drawn=_drawn(walk.count(problem.mask), at))
+        allowed.append(walk.told(problem.mask).allows(q, k, known))
         if problem.source % TILE:
             allowed.append(k < problem.source)
     if not allowed:
         return logits
     return jnp.where(functools.reduce(jnp.bitwise_and, allowed), logits, -jnp.inf)
+
+
+def _number(entry):
+    """The number of a block."""
+    return entry & ((1 << walk.NUMBER_BITS) - 1)
+
+
+def _drawn(count: int, at: _Block) -> tuple[Any, ...]:
+    """Returns bool, for each of `count` random blocks: what the block's entry says of its pairs."""
+    if not count:
+        return ()
+    squares = at.shape[1] // walk.CELL
+    square = _spread(lax.broadcasted_iota(jnp.int32, at.shape, 1), plgpu.Layout.WGMMA) // walk.CELL
+    first = walk.NUMBER_BITS + at.warpgroup * squares
+    return tuple(
+        (at.entry >> (first + i * WARPGROUPS * squares + square)) & 1 == 1 for i in range(count)
+    )
 
 
 def _vectors(refs, axis: int):
