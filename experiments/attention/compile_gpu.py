@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from lm.attention import hopper, parse
+from lm.attention.hopper_kernels import Arrays, Problem
 
 CHIP = Path(__file__).with_name('h200.txtpb')
 BATCH, LENGTH, HEADS, GROUPS = 2, 2048, 8, 2
@@ -62,7 +63,7 @@ def chip() -> jax.Device:
     return topologies.get_topology_desc(platform='cuda', **options).devices[0]
 
 
-def kernels(problem: hopper.Problem, dtype: Any) -> dict[str, tuple[Callable, tuple]]:
+def kernels(problem: Problem, dtype: Any) -> dict[str, tuple[Callable, Arrays]]:
     """Returns the three kernels by name, each a function and what it takes."""
     sharding = jax.sharding.SingleDeviceSharding(chip())
     array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
@@ -70,19 +71,20 @@ def kernels(problem: hopper.Problem, dtype: Any) -> dict[str, tuple[Callable, tu
     key = array((BATCH, LENGTH, GROUPS, problem.width), dtype)
     numbers = array((BATCH, HEADS, LENGTH), jnp.float32)
     tokens = (array((BATCH, LENGTH), jnp.int32),) * 2 if problem.tokens else ()
-    gradients = (query, key, key, query, numbers, numbers, tokens)
+    arrays = Arrays(query, key, key, tokens)
+    all_arrays = Arrays(query, key, key, tokens, query, numbers, numbers)
     return {
-        'forward': (lambda *a: hopper.forward(*a, problem)[1][4:], (query, key, key, tokens)),
-        'query gradient': (lambda *a: hopper.query_gradient(a, problem), gradients),
-        'key gradients': (lambda *a: hopper.key_gradients(a, problem), gradients),
+        'forward': (lambda arrays: hopper.forward(arrays, problem), arrays),
+        'query gradient': (lambda arrays: hopper.query_gradient(arrays, problem), all_arrays),
+        'key gradients': (lambda arrays: hopper.key_gradients(arrays, problem), all_arrays),
     }
 
 
-def compile_for_chip(function: Callable, arguments: tuple) -> dict[str, Any]:
+def compile_for_chip(function: Callable, arrays: Arrays) -> dict[str, Any]:
     """Returns registers, spilled bytes and shared memory of the one kernel in a function."""
     start = time.perf_counter()
     with _shared_memory() as shared, _output() as read:
-        jax.jit(function).trace(*arguments).lower(lowering_platforms=('cuda',)).compile()
+        jax.jit(function).trace(arrays).lower(lowering_platforms=('cuda',)).compile()
         text = read()
     [registers] = re.findall(r'Used (\d+) registers', text)
     [(stores, loads)] = re.findall(
@@ -142,12 +144,12 @@ def _output() -> Iterator[Callable[[], str]]:
                 os.close(old)
 
 
-def cases(masks: list[str], widths: list[int]) -> Iterator[tuple[dict[str, Any], hopper.Problem]]:
+def cases(masks: list[str], widths: list[int]) -> Iterator[tuple[dict[str, Any], Problem]]:
     """Yields each mask and width as it is, and causal attention with what else there is."""
 
-    def problem(mask: str, width: int, softcap=None, segments=False) -> hopper.Problem:
+    def problem(mask: str, width: int, softcap=None, segments=False) -> Problem:
         prefix = 'prefix' in mask
-        return hopper.Problem(parse(mask), softcap, width, LENGTH, LENGTH, segments, prefix)
+        return Problem(parse(mask), softcap, width, LENGTH, LENGTH, segments, prefix)
 
     for width in widths:
         for mask in masks:
@@ -168,8 +170,8 @@ def main() -> None:
     print('| mask | K | kernel | registers | spilled, bytes | shared memory, KiB | seconds |')
     print('|---|---|---|---|---|---|---|')
     for case, problem in cases(flags.masks, flags.widths):
-        for name, (function, arguments) in kernels(problem, flags.dtype).items():
-            found = compile_for_chip(function, arguments)
+        for name, (function, arrays) in kernels(problem, flags.dtype).items():
+            found = compile_for_chip(function, arrays)
             spilled = f'{found["spill_stores"]} + {found["spill_loads"]}'
             print(
                 f'| `{case["mask"]}` | {case["width"]} | {name} | {found["registers"]} | {spilled} '

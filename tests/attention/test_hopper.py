@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.attention import IMPLEMENTATIONS, dense, explain, hopper, parse, walk
+from lm.attention import IMPLEMENTATIONS, dense, explain, hopper, hopper_kernels, parse, walk
 from lm.attention.block import Extras
 from lm.attention.choose import Case, choose
 from lm.errors import InputError
@@ -31,9 +31,11 @@ def interpreted(monkeypatch):
         b = value(b).T if transposed else value(b)
         return jnp.dot(value(a), b, preferred_element_type=jnp.float32)
 
-    monkeypatch.setattr(hopper, '_product', product)
-    monkeypatch.setattr(hopper, '_add_product', lambda acc, *ab, **t: acc + product(*ab, **t))
-    monkeypatch.setattr(hopper, '_spread', lambda x, layout: x)
+    monkeypatch.setattr(hopper_kernels, '_product', product)
+    monkeypatch.setattr(
+        hopper_kernels, '_add_product', lambda acc, *ab, **t: acc + product(*ab, **t)
+    )
+    monkeypatch.setattr(hopper_kernels, '_spread', lambda x, layout: x)
     with params.force_gpu_interpret_mode(params.InterpretGPUParams()):
         yield
 
