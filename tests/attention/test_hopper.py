@@ -149,3 +149,20 @@ def test_it_is_never_chosen_before_it_was_checked_on_its_own_hardware():
     for mask in ('causal', 'causal & window(256)', 'bigbird()'):
         assert choose(Case(parse(mask), *list(vars(CASE).values())[1:])) != 'hopper'
         assert 'never checked' in explain(mask, (1, 4096, 8, 64), 'gpu')
+
+
+@pytest.mark.parametrize(('sizes', 'columns'), [((128, 128), False), ((64, 128), True)])
+def test_entries_tell_what_was_drawn_of_random_blocks(sizes, columns):
+    length = 1024
+    atoms = parse('random_blocks(2, 1)'), parse('random_blocks(1, 5, 128)')
+    order = walk.walk(atoms[0] | ~atoms[1], length, length, sizes, columns)
+    places = np.arange(length)
+    high, low = (size // walk.CELL for size in (sizes[::-1] if columns else sizes))
+    for tile, _, partial, end in order.tiles:
+        for entry in order.blocks[partial:end]:
+            block, bits = entry % (1 << walk.NUMBER_BITS), entry >> walk.NUMBER_BITS
+            for i, h, s in np.ndindex(2, high, low):
+                q, k = tile * high + h, block * low + s
+                q, k = (places.reshape(-1, walk.CELL)[n] for n in ((k, q) if columns else (q, k)))
+                drawn = bits >> (i * high * low + h * low + s) & 1
+                assert (atoms[i].allows(q[:, None], k) == drawn).all()
