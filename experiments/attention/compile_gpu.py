@@ -24,8 +24,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ['MOSAIC_GPU_DUMP_PTXAS'] = '1'  # Read by the plugin when it compiles.
-
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -50,11 +48,18 @@ MASKS = (
 
 def missing() -> str:
     """Says what is not installed that compiling for CUDA takes; '' where all is there."""
-    if importlib.util.find_spec('jax_plugins.xla_cuda12') is None:
+    if not _installed('jax_plugins.xla_cuda12'):
         return 'needs the wheels jax-cuda12-plugin and jax-cuda12-pjrt'
-    if importlib.util.find_spec('nvidia.cuda_nvcc') is None:
+    if not _installed('nvidia.cuda_nvcc'):
         return 'needs the wheel nvidia-cuda-nvcc-cu12'
     return ''
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # Not even the package that it would be in.
+        return False
 
 
 def chip() -> jax.Device:
@@ -167,6 +172,7 @@ def main() -> None:
     flags = parser.parse_args()
     if reason := missing():
         raise SystemExit(reason)
+    os.environ['MOSAIC_GPU_DUMP_PTXAS'] = '1'  # Has the assembler's own words printed.
     print('| mask | K | kernel | registers | spilled, bytes | shared memory, KiB | seconds |')
     print('|---|---|---|---|---|---|---|')
     for case, problem in cases(flags.masks, flags.widths):
