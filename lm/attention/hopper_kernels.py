@@ -125,8 +125,8 @@ def forward(problem, order, arrays, out, sums, tile, stream, barriers) -> None:
         def step(i, slot, carry, partial):
             total, top, acc = carry
             key, value, k_told = (_at(x, slot) for x in stream)
+            entry = order.blocks[place.first + i]  # Early: memory is far.
             logits, _ = _logits(_product(query, key, transposed=True), problem)
-            entry = order.blocks[place.first + i]
             at = _Block(place.base, _number(entry) * FORWARD, shape, 0, entry, warpgroup)
             logits = _forbid(logits, at, problem, q_told, _vectors(k_told, 0), partial)
             new_top = jnp.maximum(top, jnp.max(logits, axis=1))
@@ -178,8 +178,8 @@ def query_gradient(problem, order, arrays, out, tile, stream, barriers) -> None:
 
         def step(i, slot, acc, partial):
             key, value, k_told = (_at(x, slot) for x in stream)
+            entry = order.blocks[place.first + i]  # Early: memory is far.
             logits, slope = _logits(_product(query, key, transposed=True), problem)
-            entry = order.blocks[place.first + i]
             at = _Block(place.base, _number(entry) * BACKWARD, shape, 0, entry, warpgroup)
             logits = _forbid(logits, at, problem, q_told, _vectors(k_told, 0), partial)
             weights = jnp.exp2(logits - _over(sums, shape, 0))
@@ -213,8 +213,8 @@ def key_gradients(problem, order, arrays, key_out, value_out, tile, stream, barr
         def step(i, slot, carry, partial):
             d_key, d_value = carry
             query, gradient, log_sum, along, q_told = (_at(x, slot) for x in stream)
-            logits, slope = _logits(_product(key, query, transposed=True), problem)
             entry = order.blocks[place.first + lax.div(i, repeats)]
+            logits, slope = _logits(_product(key, query, transposed=True), problem)
             at = _Block(_number(entry) * BACKWARD, place.base, shape, 1, entry, warpgroup)
             logits = _forbid(logits, at, problem, _vectors(q_told, 0), k_told, partial)
             [sums] = _vectors([log_sum], 0)
