@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.attention import blocked, dense, sharded, sparse, table
+from lm.attention import blocked, dense, sharded, sparse, table, walk
 from lm.attention.block import PLAIN, Extras, Form
 from lm.attention.masks import Causal, Full, Heads, Mask
 from lm.errors import InputError, lookup
@@ -37,6 +37,7 @@ class Case:
         extras: of the logits.
         sequence: over how many devices positions are split.
         capability: of an NVIDIA GPU, such as 9.0; 0 for others.
+        devices: of the mesh.
     """
 
     mask: Mask
@@ -50,6 +51,7 @@ class Case:
     extras: Extras = PLAIN
     sequence: int = 1
     capability: float = 0.0
+    devices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Implementation:
         pairs: how many it computes in a case.
         summary: what it is.
         form: how it goes through blocks, where it does: it can then work on a part of the positions.
+        checked: what was verified of a kernel on the hardware that it is for; '' is nothing yet, and
+            then 'auto' leaves it alone.
     """
 
     run: Callable[..., jax.Array]
@@ -69,6 +73,7 @@ class Implementation:
     pairs: Callable[[Case], int]
     summary: str
     form: Form | None = None
+    checked: str = ''
 
 
 def _all_pairs(case: Case) -> int:
@@ -93,9 +98,36 @@ def _cudnn_obstacle(case: Case) -> str:
     return ''
 
 
+def _hopper() -> Any:
+    """The kernel's module. It imports a compiler, which takes a third of a second, so it comes late."""
+    from lm.attention import hopper
+
+    return hopper
+
+
+def _hopper_obstacle(case: Case) -> str:
+    if obstacle := _needs_whole_rows(case):
+        return obstacle
+    if int(case.capability) != 9:  # WGMMA is of this generation alone.
+        return "needs an NVIDIA GPU of the Hopper generation: use 'auto'."
+    if case.dtype not in (jnp.float16, jnp.bfloat16):
+        return f"needs config.model.dtype = 'bfloat16', not {jnp.dtype(case.dtype)}."
+    if case.width not in (64, 128):
+        return f"needs a head_dim of 64 or 128, not {case.width}: use 'auto'."
+    if case.extras.slopes is not None:
+        return "has no ALiBi: use 'auto'."
+    if case.devices > 1:
+        return "runs on one device, and the mesh has several: use 'auto'."
+    return ''
+
+
 IMPLEMENTATIONS = {
     'xla': Implementation(
-        dense.attend, lambda case: '', _all_pairs, 'the plain form: an array of all pairs'
+        dense.attend,
+        lambda case: '',
+        _all_pairs,
+        'the plain form: an array of all pairs',
+        checked='by the tests',
     ),
     'blocked': Implementation(
         blocked.attend,
@@ -103,6 +135,7 @@ IMPLEMENTATIONS = {
         lambda case: blocked.pairs(case.mask, case.length, case.source),
         'blocks of queries, each with the keys between the first and the last that it sees',
         blocked.FORM,
+        checked='by the tests',
     ),
     'sparse': Implementation(
         sparse.attend,
@@ -110,12 +143,20 @@ IMPLEMENTATIONS = {
         lambda case: sum(part.pairs for part in table.plan(case.mask, case.length, case.source)),
         'the blocks that hold anything',
         sparse.FORM,
+        checked='by the tests',
     ),
     'cudnn': Implementation(
         functools.partial(dense.attend, implementation='cudnn'),
         _cudnn_obstacle,
         _all_pairs,
         "NVIDIA's flash attention",
+        checked='by NVIDIA',
+    ),
+    'hopper': Implementation(
+        lambda *args, **kwargs: _hopper().attend(*args, **kwargs),
+        _hopper_obstacle,
+        lambda case: walk.pairs(case.mask, case.length, case.source, (128, 128)),
+        'the blocks that hold anything, in a kernel for NVIDIA Hopper',
     ),
 }
 
@@ -179,6 +220,7 @@ def attend(
         extras=Extras(softcap or None, slopes),
         sequence=1 if mesh.empty else mesh.shape.get('sequence', 1),
         capability=_capability(),
+        devices=1 if mesh.empty else mesh.size,
     )
     chosen = IMPLEMENTATIONS[choose(case, implementation)]
     if not case.whole:
@@ -299,6 +341,8 @@ def explain(
         obstacle = implementation.obstacle(case)
         share = implementation.pairs(case) / length**2
         what = obstacle or f'computes {share:.1%} of the pairs'
+        if not implementation.checked:
+            what += '; never checked on its own hardware, so only on request'
         lines.append(
             f'  {"*" if name == chosen else " "} {name:8} {implementation.summary}; {what}'
         )
