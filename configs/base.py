@@ -81,10 +81,13 @@ def get_config() -> ConfigDict:
             'rotary_scaling': 'none',
             'rotary_factor': 1.0,  # float. By how much the context is stretched.
             'rotary_original_length': 0,  # int, tokens. The context before stretching. llama3, yarn.
-            # tuple of str, cycled over the layers: causal | full.
+            # tuple of str, cycled over the layers: who sees whom. Masks are combined with & | ~:
+            # causal | full | window(w) | strided(s) | global_tokens(n) | random_blocks(n, seed) | ...,
+            # and presets such as gpt3 or bigbird; other kinds stand alone: topk | nsa | linear |
+            # performer | gated_linear | gated_delta. README.md lists them.
             'attention': ('causal',),
-            # str: auto | xla | blocked | cudnn. blocked = no [T, S] array, no work above the diagonal;
-            # auto = cuDNN where it can (NVIDIA, 16 bit), blocked elsewhere; xla for decoding.
+            # str: auto | xla | blocked | sparse | cudnn | splash | hopper. What computes masks:
+            # `lm.attention.explain` says what auto is, and why.
             'attention_implementation': 'auto',
             'qk_norm': False,  # bool. RMSNorm on queries and keys (ViT-22B): larger steps stay stable.
             'attention_softcap': 0.0,  # float. logits <- c tanh(logits / c) (Gemma 2). 0 = off.
