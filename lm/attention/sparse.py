@@ -70,13 +70,21 @@ def _forward(query, key, value, tokens, mask, extras):
             carry, _ = jax.lax.scan(step, carry, _steps(rows))
         outs.append(part.query.put(carry[0], 3))
         log_sums.append(part.query.put(carry[1], 3))
-    out, log_sum = _merge(outs, log_sums, query)
+    out, log_sum = merge(outs, log_sums, query)
     out = out.astype(query.dtype)
     return out, (query, key, value, tokens, out, log_sum)
 
 
-def _merge(outs, log_sums, query):
-    """Returns the softmax over all parts, of the softmax over each."""
+def merge(
+    outs: list[jax.Array], log_sums: list[jax.Array], query: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the softmax over all parts, of the softmax over each; and its log-sum.
+
+    Args:
+        outs: float32 `[..., T, K]`, of each part.
+        log_sums: float32 `[..., T, 1]`, of each part; `FORBIDDEN / 2` in rows that see nothing.
+        query: `[..., T, K]`, for its shape.
+    """
     if len(outs) == 1:
         return outs[0], log_sums[0]
     if not outs:

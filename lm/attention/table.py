@@ -118,10 +118,16 @@ def _merge(x: jax.Array, axis: int) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=256)
-def places(order: Order) -> np.ndarray:
-    """Returns int32, the place in the row of each token of an order; -1 where it is filled up."""
+def places(order: Order, start: int = 0) -> np.ndarray:
+    """Returns int32, the place in the row of each token of an order; -1 where it is filled up.
+
+    Args:
+        order: of tokens.
+        start: the place of the first of them.
+    """
     with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend='cpu')[0]):
-        return np.asarray(order.take(jnp.arange(1, order.length + 1, dtype=jnp.int32), 0)) - 1
+        found = np.asarray(order.take(jnp.arange(1, order.length + 1, dtype=jnp.int32), 0)) - 1
+    return np.where(found < 0, found, found + np.int32(start))
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -249,24 +255,29 @@ def _part(mask: Mask, query: Order, key: Order) -> Part:
     return Part(mask, query, key, tuple(_rows(classes, together)))
 
 
-def table(mask: Mask, query: Order, key: Order) -> np.ndarray:
-    """Returns int8 `[blocks of queries, blocks of keys]`: EMPTY, PARTIAL or FULL."""
-    q, q_there = _ranges(query)
+def table(mask: Mask, query: Order, key: Order, start: int = 0) -> np.ndarray:
+    """Returns int8 `[blocks of queries, blocks of keys]`: EMPTY, PARTIAL or FULL.
+
+    Args:
+        mask: who may attend to whom.
+        query: the order of queries.
+        key: the order of keys.
+        start: the place of the first query, where a device holds a part of them.
+    """
+    q, q_there = _ranges(query, start)
     k, k_there = _ranges(key)
     classes = mask.classify(Range(q.low[:, None], q.high[:, None]), k)
     there = q_there[:, None] & k_there
     if isinstance(
         query, ByResidue
     ):  # Blocks of different classes have nothing to do with each other.
-        q_class = np.arange(len(q.low)) * query.block // query.size
-        k_class = np.arange(len(k.low)) * key.block // key.size
-        there &= q_class[:, None] == k_class
+        there &= q.low[:, None] % query.stride == k.low % key.stride
     return np.where(there, classes, EMPTY)
 
 
-def _ranges(order: Order) -> tuple[Range, np.ndarray]:
+def _ranges(order: Order, start: int = 0) -> tuple[Range, np.ndarray]:
     """Returns the least and the greatest place of each block, and bool: is there any?"""
-    blocks = places(order).reshape(-1, order.block)
+    blocks = places(order, start).reshape(-1, order.block)
     there = blocks >= 0
     low = np.where(there, blocks, np.iinfo(np.int32).max).min(axis=1)
     some = there.any(axis=1)
