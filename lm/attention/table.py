@@ -30,7 +30,7 @@ QUERIES, KEYS = 128, 64
 
 @dataclasses.dataclass(frozen=True)
 class InPlace:
-    """The order of the row, filled up to whole blocks."""
+    """The order of the row, filled up to whole blocks. Orders take arrays of numpy and of jax."""
 
     length: int
     block: int
@@ -45,7 +45,7 @@ class InPlace:
 
     def put(self, x: jax.Array, axis: int) -> jax.Array:
         """The inverse of `take`; places that are not in this order are zero."""
-        return jax.lax.slice_in_dim(x, 0, self.length, axis=axis)
+        return _slice(x, 0, self.length, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,12 @@ class ByResidue:
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
         x = _pad(x, axis, self.size * self.stride - self.length)
-        x = jnp.swapaxes(_split(x, axis, self.stride), axis, axis + 1)
+        x = _split(x, axis, self.stride).swapaxes(axis, axis + 1)
         return _merge(x, axis)
 
     def put(self, x: jax.Array, axis: int) -> jax.Array:
-        x = _merge(jnp.swapaxes(_split(x, axis, self.size), axis, axis + 1), axis)
-        return jax.lax.slice_in_dim(x, 0, self.length, axis=axis)
+        x = _merge(_split(x, axis, self.size).swapaxes(axis, axis + 1), axis)
+        return _slice(x, 0, self.length, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +86,14 @@ class OnlySummaries:
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
         x = _split(_pad(x, axis, self.chunks * self.size - self.length), axis, self.size)
-        x = jax.lax.slice_in_dim(x, self.size - self.count, self.size, axis=axis + 1)
+        x = _slice(x, self.size - self.count, self.size, axis + 1)
         return _pad(_merge(x, axis), axis, -(self.chunks * self.count) % self.block)
 
     def put(self, x: jax.Array, axis: int) -> jax.Array:
-        x = jax.lax.slice_in_dim(x, 0, self.chunks * self.count, axis=axis)
+        x = _slice(x, 0, self.chunks * self.count, axis)
         x = _split(x, axis, self.count)
         x = _merge(_pad(x, axis + 1, self.size - self.count, before=True), axis)
-        return jax.lax.slice_in_dim(x, 0, self.length, axis=axis)
+        return _slice(x, 0, self.length, axis)
 
 
 Order = InPlace | ByResidue | OnlySummaries
@@ -104,7 +104,11 @@ def _pad(x: jax.Array, axis: int, size: int, before: bool = False) -> jax.Array:
         return x
     widths = [(0, 0)] * x.ndim
     widths[axis] = (size, 0) if before else (0, size)
-    return jnp.pad(x, widths)
+    return np.pad(x, widths) if isinstance(x, np.ndarray) else jnp.pad(x, widths)
+
+
+def _slice(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:
+    return x[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
@@ -125,8 +129,7 @@ def places(order: Order, start: int = 0) -> np.ndarray:
         order: of tokens.
         start: the place of the first of them.
     """
-    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend='cpu')[0]):
-        found = np.asarray(order.take(jnp.arange(1, order.length + 1, dtype=jnp.int32), 0)) - 1
+    found = order.take(np.arange(1, order.length + 1, dtype=np.int32), 0) - 1
     return np.where(found < 0, found, found + np.int32(start))
 
 
