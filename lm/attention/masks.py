@@ -193,12 +193,14 @@ class Not(Mask):
 
 
 def quotient(x: Array, size: int) -> Array:
-    """Returns `x // size` for places, by a shift where it can be one: TPUs cannot divide integers."""
-    return x >> (size.bit_length() - 1) if size & (size - 1) == 0 else x // size
+    """Returns `x // size` of places, which are not negative, in few operations that TPUs have as well."""
+    if size & (size - 1) == 0:
+        return x >> (size.bit_length() - 1)
+    return jax.lax.div(x, size) if isinstance(x, jax.Array) else x // size
 
 
 def remainder(x: Array, size: int) -> Array:
-    """Returns `x % size`, from 0 to size - 1 for negative x as well."""
+    """Returns `x % size` of places. Of a negative number, only whether it is 0 is certain."""
     return x & (size - 1) if size & (size - 1) == 0 else x - quotient(x, size) * size
 
 
