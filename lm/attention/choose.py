@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.attention import blocked, dense, sparse, table
+from lm.attention import blocked, dense, sparse, splash, table
 from lm.attention.block import PLAIN, Extras
 from lm.attention.masks import Causal, Full, Heads, Mask
 from lm.errors import InputError, lookup
@@ -61,12 +61,15 @@ class Implementation:
         obstacle: says why it cannot do a case, and what to do; '' where it can.
         pairs: how many it computes in a case.
         summary: what it is.
+        checked: on which hardware its numbers were held to those of the plain form, and by what. '' is
+            never on the hardware that it is made for: such a one runs only where it is forced.
     """
 
     run: Callable[..., jax.Array]
     obstacle: Callable[[Case], str]
     pairs: Callable[[Case], int]
     summary: str
+    checked: str
 
 
 def _all_pairs(case: Case) -> int:
@@ -91,27 +94,47 @@ def _cudnn_obstacle(case: Case) -> str:
     return ''
 
 
+def _splash_obstacle(case: Case) -> str:
+    return _needs_whole_rows(case) or splash.obstacle(
+        case.mask, case.extras, case.dtype, case.platform, case.segments
+    )
+
+
 IMPLEMENTATIONS = {
     'xla': Implementation(
-        dense.attend, lambda case: '', _all_pairs, 'the plain form: an array of all pairs'
+        dense.attend,
+        lambda case: '',
+        _all_pairs,
+        'the plain form: an array of all pairs',
+        checked='CPU: tests/attention',
     ),
     'blocked': Implementation(
         blocked.attend,
         _needs_whole_rows,
         lambda case: blocked.pairs(case.mask, case.length, case.source),
         'blocks of queries, each with the keys between the first and the last that it sees',
+        checked='CPU: tests/attention',
     ),
     'sparse': Implementation(
         sparse.attend,
         _needs_whole_rows,
         lambda case: sum(part.pairs for part in table.plan(case.mask, case.length, case.source)),
         'the blocks that hold anything',
+        checked='CPU: tests/attention',
     ),
     'cudnn': Implementation(
         functools.partial(dense.attend, implementation='cudnn'),
         _cudnn_obstacle,
         _all_pairs,
         "NVIDIA's flash attention",
+        checked="GPU: JAX's own tests of it; not lm's",
+    ),
+    'splash': Implementation(
+        splash.attend,
+        _splash_obstacle,
+        lambda case: splash.pairs(case.mask, case.length, case.source),
+        "JAX's kernel for TPUs, over the blocks that hold anything",
+        checked='',
     ),
 }
 
@@ -198,12 +221,21 @@ def choose(case: Case, implementation: str = 'auto') -> str:
         ):
             raise InputError(f"{_PLACE} = '{implementation}' {obstacle}")
         return implementation if case.whole or implementation == 'cudnn' else 'xla'
-    if not case.whole or case.sequence > 1:
+    if not case.whole:
+        return 'xla'
+    if _trusted('splash', case):
+        return 'splash'
+    if case.sequence > 1:
         return 'xla'  # The others want whole rows.
     few = case.length > _SHORT and _share(case) < _WORTH
-    if not few and case.mask in (Causal(), Full()) and not _cudnn_obstacle(case):
+    if not few and case.mask in (Causal(), Full()) and _trusted('cudnn', case):
         return 'cudnn'
     return 'sparse' if few else 'blocked'
+
+
+def _trusted(name: str, case: Case) -> bool:
+    """Whether an implementation can do a case, and its numbers were checked on its own hardware."""
+    return bool(IMPLEMENTATIONS[name].checked) and not IMPLEMENTATIONS[name].obstacle(case)
 
 
 def _share(case: Case) -> float:
@@ -292,6 +324,11 @@ def explain(
         obstacle = implementation.obstacle(case)
         share = implementation.pairs(case) / length**2
         what = obstacle or f'computes {share:.1%} of the pairs'
+        if not obstacle and not implementation.checked:
+            what += (
+                f'; never run on a {platform.upper()}: not chosen by default; force it with '
+                f"{_PLACE} = '{name}'"
+            )
         lines.append(
             f'  {"*" if name == chosen else " "} {name:8} {implementation.summary}; {what}'
         )
