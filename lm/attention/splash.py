@@ -44,7 +44,7 @@ from lm.mesh import ROWS
 
 # Tokens of a block, of queries and of keys. The kernel wants multiples of 128.
 _BLOCKS = 128, 256, 512
-# What a block costs besides its pairs, in pairs: about a third of a microsecond. A guess, never measured.
+# What a step costs besides its pairs, in pairs: about a third of a microsecond. A guess, never measured.
 _STEP = 2**16
 
 
@@ -100,8 +100,7 @@ def obstacle(mask: Mask, extras: Extras, dtype: Any, platform: str, tokens_known
 def pairs(mask: Mask, length: int, source: int) -> int:
     """Returns how many pairs the kernel computes, forward, allowed or not, on one device."""
     mask = table.replace(mask, Segments(), Full())
-    layouts = (_layout(*orders, 1) for orders in _orders(mask, length, source, 1))
-    return sum(layout.steps * math.prod(layout.block) for layout in layouts)
+    return sum(_layout(*orders, 1).pairs for orders in _orders(mask, length, source, 1))
 
 
 # --- over the mesh --------------------------------------------------------------------------------
@@ -417,15 +416,20 @@ class _Layout:
     Attributes:
         block: tokens of a block of queries, and of keys.
         kinds: int8 `[shards, blocks of queries, blocks of keys]`.
-        steps: blocks that the kernel goes through on the first device.
     """
 
     block: tuple[int, int]
     kinds: np.ndarray
 
     @property
+    def pairs(self) -> int:
+        """Pairs that are computed, on all devices, allowed or not."""
+        return int((self.kinds != EMPTY).sum()) * math.prod(self.block)
+
+    @property
     def steps(self) -> int:
-        return self.kinds.shape[1] * max(_widest(self.kinds), 1)
+        """Blocks that the kernel goes through: rows are as long as the longest one."""
+        return self.kinds.shape[0] * self.kinds.shape[1] * max(_widest(self.kinds), 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -577,7 +581,7 @@ def _layout(mask: Mask, query: Order, key: Order, shards: int) -> _Layout:
         _Layout(block, _coarse(small, block[0] // query.block, block[1] // key.block))
         for block in itertools.product(_BLOCKS, repeat=2)
     ]
-    return min(layouts, key=lambda layout: layout.steps * (math.prod(layout.block) + _STEP))
+    return min(layouts, key=lambda layout: layout.pairs + _STEP * layout.steps)
 
 
 def _coarse(kinds: np.ndarray, queries: int, keys: int) -> np.ndarray:
