@@ -27,9 +27,11 @@ from lm.attention.block import FORBIDDEN, PLAIN, Extras
 from lm.attention.masks import (
     EMPTY,
     FULL,
+    NOTHING_KNOWN,
     PARTIAL,
     And,
     Full,
+    GlobalTokens,
     Mask,
     Not,
     Or,
@@ -46,6 +48,8 @@ from lm.mesh import ROWS
 _BLOCKS = 128, 256, 512
 # What a step costs besides its pairs, in pairs: about a third of a microsecond. A guess, never measured.
 _STEP = 2**16
+# And a part of a mask besides its steps, in steps.
+_PART = 16
 
 
 def attend(
@@ -239,9 +243,9 @@ def _forward_here(parts, how, tables, query, key, value, segments):
         )
         log_sum = log_sum[..., None]
         seen = log_sum > FORBIDDEN / 2  # Not where a row sees nothing, nor where it is NaN.
-        out = jnp.where(seen, out.astype(jnp.float32), 0)
-        outs.append(part.put_queries(out, 2))
-        log_sums.append(part.put_queries(jnp.where(seen, log_sum, FORBIDDEN / 2), 2))
+        outs.append(part.put_queries(jnp.where(seen, out.astype(jnp.float32), 0), 2))
+        log_sum, seen = part.put_queries(log_sum, 2), part.put_queries(seen, 2)
+        log_sums.append(jnp.where(seen, log_sum, FORBIDDEN / 2))
     out, log_sum = sparse.merge(outs, log_sums, scaled)
     return _heads_first(out.astype(query.dtype)), log_sum
 
@@ -358,6 +362,48 @@ def _kernel_gradient(part, how, tables, query, key, value, segments, out, log_su
 # --- parts of a mask ------------------------------------------------------------------------------
 
 
+class _Ordered(NamedTuple):
+    """A mask, the order of a device's queries, and the order of keys."""
+
+    mask: Mask
+    query: Order
+    key: Order
+
+
+@dataclasses.dataclass(frozen=True)
+class _First:
+    """An order: the first `count` tokens of `length`, filled up to whole blocks."""
+
+    length: int
+    block: int
+    count: int
+
+    def take(self, x: jax.Array, axis: int) -> jax.Array:
+        x = x[(slice(None),) * axis + (slice(self.count),)]
+        return _filled_up(x, axis, self.block)
+
+    def put(self, x: jax.Array, axis: int) -> jax.Array:
+        """The inverse of `take`; places that are not in this order are zero."""
+        x = x[(slice(None),) * axis + (slice(min(self.count, self.length)),)]
+        return _filled_up(x, axis, self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _From(Mask):
+    """The tokens from place `first` on see all."""
+
+    first: int
+
+    def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
+        return (q_positions >= self.first) & (k_positions == k_positions)
+
+    def classify(self, query, key):
+        kinds = np.where(
+            query.high < self.first, EMPTY, np.where(query.low < self.first, PARTIAL, FULL)
+        )
+        return np.broadcast_to(kinds, np.broadcast_shapes(query.low.shape, key.low.shape))
+
+
 class _Table(NamedTuple):
     """Which blocks the kernel goes through. For the gradient of keys, n and w change their places.
 
@@ -406,6 +452,8 @@ def _places(order: Order, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
         case OnlySummaries(size=size, count=count):
             chunk = quotient(slot, count)
             place = chunk * size + (size - count) + (slot - chunk * count)
+        case _First():
+            return slot, slot < order.count
     return place, place < order.length
 
 
@@ -509,7 +557,7 @@ class _Part:
 def _filled_up(x: jax.Array, axis: int, block: int) -> jax.Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % block)
-    return jnp.pad(x, widths) if widths[axis][1] else x
+    return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths)
 
 
 def _put(order: Order, x: jax.Array, axis: int) -> jax.Array:
@@ -523,11 +571,38 @@ def _parts(mask: Mask, length: int, source: int, shards: int) -> tuple[_Part, ..
     return tuple(_part(*orders, shards) for orders in _orders(mask, length, source, shards))
 
 
-def _orders(mask: Mask, length: int, source: int, shards: int) -> list[tuple[Mask, Order, Order]]:
+def _orders(mask: Mask, length: int, source: int, shards: int) -> list['_Ordered']:
     """Returns the mask of each part, the order of the queries of one device, and that of keys."""
+    orders = []
+    for part in table.plan(mask, length, source):
+        whole = _Ordered(part.mask, _of_length(part.query, length // shards), part.key)
+        orders += min(([whole], _without_global(whole)), key=functools.partial(_cost, shards))
+    return orders
+
+
+def _cost(shards: int, orders: list['_Ordered']) -> float:
+    """Returns what parts cost, in pairs."""
+    layouts = [_layout(*each, shards) for each in orders]
+    if not layouts:
+        return math.inf
+    return sum(layout.pairs + _STEP * (layout.steps + _PART * shards) for layout in layouts)
+
+
+def _without_global(whole: '_Ordered') -> list['_Ordered']:
+    """Returns a part without its global tokens, those tokens, and what sees them; [] where there are none.
+
+    The kernel goes through as many blocks for each row as for the longest, and global tokens see all.
+    """
+    mask, query, key = whole
+    atoms = [atom for atom in table.positive_atoms(mask) if isinstance(atom, GlobalTokens)]
+    if not atoms or not isinstance(query, InPlace) or not isinstance(key, InPlace):
+        return []
+    atom = max(atoms, key=lambda atom: atom.count)
+    first = [_First(order.length, order.block, atom.count) for order in (query, key)]
     return [
-        (part.mask, _of_length(part.query, length // shards), part.key)
-        for part in table.plan(mask, length, source)
+        _Ordered(table.replace(mask, atom, table.NOTHING) & ~atom, query, key),
+        _Ordered(mask, first[0], key),
+        _Ordered(mask & _From(atom.count), query, first[1]),
     ]
 
 

@@ -184,7 +184,7 @@ class Part:
 @functools.lru_cache(maxsize=256)
 def plan(mask: Mask, length: int, source: int) -> tuple[Part, ...]:
     """Returns disjoint parts that together are the mask, for T = `length` queries and S = `source` keys."""
-    atoms = [a for a in dict.fromkeys(_positive_atoms(mask)) if isinstance(a, Strided | Summaries)]
+    atoms = [a for a in dict.fromkeys(positive_atoms(mask)) if isinstance(a, Strided | Summaries)]
     atoms = [a for a in atoms if a not in _negative_atoms(mask)]
     base = mask
     for atom in atoms:
@@ -230,11 +230,12 @@ def replace(mask: Mask, old: Mask, new: Mask) -> Mask:
     return new if mask == old else mask
 
 
-def _positive_atoms(mask: Mask) -> Iterator[Mask]:
+def positive_atoms(mask: Mask) -> Iterator[Mask]:
+    """Yields the atoms of a mask that stand below no negation."""
     match mask:
         case And(parts) | Or(parts):
             for part in parts:
-                yield from _positive_atoms(part)
+                yield from positive_atoms(part)
         case Not():
             return
         case _:
@@ -247,7 +248,7 @@ def _negative_atoms(mask: Mask) -> set[Mask]:
         case And(parts) | Or(parts):
             return set().union(*map(_negative_atoms, parts))
         case Not(inner):
-            return _negative_atoms(inner) | set(_positive_atoms(inner))
+            return _negative_atoms(inner) | set(positive_atoms(inner))
     return set()
 
 
