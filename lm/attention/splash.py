@@ -652,9 +652,11 @@ def _layout(mask: Mask, query: Order, key: Order, shards: int) -> _Layout:
     small = np.stack([table.table(mask, query, key, start) for start in _starts(query, shards)])
     # A block with places that are not there is not full.
     small = np.where(whole[0][:, None] & whole[1], small, np.minimum(small, PARTIAL))
+    # Ready-made masks of larger blocks are all different: 1 MB become 100.
+    sizes = _BLOCKS[:1] if _holds(mask, RandomBlocks) else _BLOCKS
     layouts = [
         _Layout(block, _coarse(small, block[0] // query.block, block[1] // key.block))
-        for block in itertools.product(_BLOCKS, repeat=2)
+        for block in itertools.product(sizes, repeat=2)
     ]
     return min(layouts, key=lambda layout: layout.pairs + _STEP * layout.steps)
 
