@@ -143,7 +143,7 @@ class _Lanes:
         return P(self.rows, self.sequence)
 
     @property
-    def sums(self) -> P:  # [B, H, T, 1]
+    def sums(self) -> P:  # [B, H, T]
         return P(self.rows, self.heads, self.sequence)
 
 
@@ -232,7 +232,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _forward_here(parts, how, tables, query, key, value, segments):
-    """Returns `[B, T, H, K]`, and the log-sum of each row, float32 `[B, H, T, 1]`."""
+    """Returns `[B, T, H, K]`, and the log-sum of each row, float32 `[B, H, T]`."""
     scaled = _heads_first(_scaled(query))
     key, value = (_heads_first(_whole_row(x, how.lanes)) for x in (key, value))  # [B, G, S, K]
     outs, log_sums = [], []
@@ -241,13 +241,13 @@ def _forward_here(parts, how, tables, query, key, value, segments):
         out, log_sum = jax.vmap(functools.partial(_kernel, part, how, arrays))(
             part.queries(scaled, 2), part.keys(key, 2), part.keys(value, 2), ids
         )
-        log_sum = log_sum[..., None]
         seen = log_sum > FORBIDDEN / 2  # Not where a row sees nothing, nor where it is NaN.
-        outs.append(part.put_queries(jnp.where(seen, out.astype(jnp.float32), 0), 2))
-        log_sum, seen = part.put_queries(log_sum, 2), part.put_queries(seen, 2)
-        log_sums.append(jnp.where(seen, log_sum, FORBIDDEN / 2))
+        out, log_sum = part.put_queries(out, 2), part.put_queries(log_sum, 2)
+        seen = part.put_queries(seen, 2)
+        outs.append(jnp.where(seen[..., None], out.astype(jnp.float32), 0))
+        log_sums.append(jnp.where(seen, log_sum, FORBIDDEN / 2)[..., None])
     out, log_sum = sparse.merge(outs, log_sums, scaled)
-    return _heads_first(out.astype(query.dtype)), log_sum
+    return _heads_first(out.astype(query.dtype)), log_sum[..., 0]
 
 
 def _backward_here(parts, how, tables, query, key, value, segments, out, log_sum, gradient):
@@ -265,7 +265,7 @@ def _backward_here(parts, how, tables, query, key, value, segments, out, log_sum
             part.keys(v, 2),
             ids,
             part.queries(out, 2),
-            part.queries(log_sum, 2)[..., 0],
+            part.queries(log_sum, 2),
             part.queries(gradient, 2),
         )
         d_query += part.put_queries(new_q, 2)
