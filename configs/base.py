@@ -83,7 +83,8 @@ def get_config() -> ConfigDict:
             'rotary_original_length': 0,  # int, tokens. The context before stretching. llama3, yarn.
             # tuple of str, cycled over the layers: causal | full.
             'attention': ('causal',),
-            # str: auto | xla | blocked | cudnn. blocked = no [T, S] array, no work above the diagonal;
+            # str: auto | xla | blocked | sparse | cudnn | splash (for TPUs; never run on one, so that
+            # auto leaves it out). blocked = no [T, S] array, no work above the diagonal;
             # auto = cuDNN where it can (NVIDIA, 16 bit), blocked elsewhere; xla for decoding.
             'attention_implementation': 'auto',
             'qk_norm': False,  # bool. RMSNorm on queries and keys (ViT-22B): larger steps stay stable.

@@ -72,6 +72,15 @@ def test_every_mask_is_the_plain_form(mask):
     check(arrays(batch=1), mask)
 
 
+@pytest.mark.parametrize('mask', ['longformer(30, 130)', 'bigbird(40, 20, 1)'])
+def test_global_tokens_as_parts_of_their_own(mask, monkeypatch):
+    monkeypatch.setattr(splash, '_BLOCKS', (128,))
+    monkeypatch.setattr(splash, '_PART', -9)
+    length = 500
+    assert len(splash._parts(parse(mask, ''), length, length, 1)) == 3
+    check(arrays(batch=1, heads=1, groups=1, length=length), mask)
+
+
 @pytest.mark.parametrize(
     ('mask', 'heads', 'groups', 'segments', 'softcap'),
     [
