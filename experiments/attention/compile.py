@@ -157,7 +157,7 @@ def main() -> None:
     failed = 0
     with options.output.open('w') as file:
         for topology in options.topology:
-            for name in MASKS:
+            for name in options.name:
                 for form in options.form:
                     case = {
                         'topology': topology,
@@ -194,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--topology', nargs='+', default=list(TOPOLOGIES))
+    parser.add_argument('--name', nargs='+', choices=MASKS, default=list(MASKS))
     parser.add_argument('--form', nargs='+', choices=FORMS, default=['splash'])
     parser.add_argument('--rows', type=int, default=8)
     parser.add_argument('--length', type=int, default=8192)
