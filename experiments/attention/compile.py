@@ -28,8 +28,8 @@ import numpy as np  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from lm.attention import dense, sparse, splash  # noqa: E402
-from lm.attention.expression import parse  # noqa: E402
+from lm.attention import IMPLEMENTATIONS, attend, parse  # noqa: E402
+from lm.attention.choose import Case  # noqa: E402
 from lm.mesh import AXES, ROWS  # noqa: E402
 
 TOPOLOGIES = 'v5e:2x2', 'v5p:2x2x1'
@@ -42,7 +42,6 @@ MASKS = {
     'sparse_transformer_strided': 'sparse_transformer_strided',
     'sparse_transformer_fixed': 'sparse_transformer_fixed',
 }
-FORMS = {'splash': splash.attend, 'xla': dense.attend, 'sparse': sparse.attend}
 
 _COLLECTIVE = (
     r'= \(?(\w+)\[([\d,]*)\].* (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\('
@@ -59,7 +58,7 @@ def compile_case(topology: str, name: str, form: str, shape: tuple[int, ...]) ->
     Args:
         topology: of four devices, such as `v5e:2x2`.
         name: of `MASKS`.
-        form: of `FORMS`.
+        form: of `IMPLEMENTATIONS`.
         shape: `[B, T, H, K]`.
 
     Raises:
@@ -74,7 +73,10 @@ def compile_case(topology: str, name: str, form: str, shape: tuple[int, ...]) ->
 
     def gradients(query, key, value, gradient, segments):
         out, pull = jax.vjp(
-            lambda *x: FORMS[form](*x, mask, segments=(segments, segments)), query, key, value
+            lambda *x: attend(*x, mask, segments=(segments, segments), implementation=form),
+            query,
+            key,
+            value,
         )
         return out, *pull(gradient)
 
@@ -85,14 +87,15 @@ def compile_case(topology: str, name: str, form: str, shape: tuple[int, ...]) ->
         compiled = lowered.compile()
         seconds = time.perf_counter() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    length = shape[1]
+    _, length, _, width = shape
+    case = Case(mask, length, length, width, jnp.bfloat16, 'tpu', segments=True)
     return {
         'topology': topology,
         'mask': str(mask),
         'name': name,
         'form': form,
         'shape': list(shape),
-        'pairs': pairs(form, mask, length) / length**2,
+        'pairs': IMPLEMENTATIONS[form].pairs(case) / length**2,
         'argument_bytes': memory.argument_size_in_bytes,
         'temporary_bytes': memory.temp_size_in_bytes,
         'peak_bytes': memory.peak_memory_in_bytes,
@@ -110,15 +113,6 @@ def mesh_of(topology: str) -> Mesh:
 
     devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
     return Mesh(np.array(devices).reshape(1, 1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 4)
-
-
-def pairs(form: str, mask: Any, length: int) -> int:
-    """Returns how many pairs a form computes."""
-    if form == 'splash':
-        return splash.pairs(mask, length, length)
-    if form == 'sparse':
-        return sum(part.pairs for part in sparse.table.plan(mask, length, length))
-    return length**2
 
 
 def _kernels(text: str) -> dict[str, int]:
@@ -195,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--topology', nargs='+', default=list(TOPOLOGIES))
     parser.add_argument('--name', nargs='+', choices=MASKS, default=list(MASKS))
-    parser.add_argument('--form', nargs='+', choices=FORMS, default=['splash'])
+    parser.add_argument('--form', nargs='+', choices=IMPLEMENTATIONS, default=['splash'])
     parser.add_argument('--rows', type=int, default=8)
     parser.add_argument('--length', type=int, default=8192)
     parser.add_argument('--heads', type=int, default=16)

@@ -192,7 +192,7 @@ def attend(
         source=key.shape[1],
         width=query.shape[-1],
         dtype=query.dtype,
-        platform=jax.default_backend(),
+        platform=_platform(),
         whole=positions is None and bias is None and query.shape[1] > 1,
         segments=segments is not None or in_prefix is not None,
         extras=Extras(softcap or None, slopes),
@@ -272,6 +272,13 @@ def _each_part_of_heads(query, key, value, mask, bias, slopes, options) -> jax.A
             )
         )
     return jnp.concatenate(outs, axis=2)
+
+
+def _platform() -> str:
+    """The platform of the current mesh, whose devices need not be here; without one, this machine's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _capability() -> float:

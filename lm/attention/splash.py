@@ -337,8 +337,8 @@ def _kernel_gradient(part, how, tables, query, key, value, segments, out, log_su
     """Returns gradients of query, key and value of one row.
 
     The log-sum is that of all parts. The gradient that JAX makes of its kernel would take this part's own:
-    hence its backward rule, which is not in its public interface, is called here. It is the same from
-    JAX 0.10.2 to 0.12.0.
+    hence its backward rule, which is not in its public interface, is called here. Its signature is the
+    same in JAX 0.10.2 and 0.12.0.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 

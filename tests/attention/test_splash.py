@@ -212,3 +212,9 @@ def test_what_the_kernel_cannot_do_is_said(change, message):
 def test_forced_on_a_cpu_it_says_what_it_needs():
     with pytest.raises(InputError, match='needs a TPU'):
         attention.attend(*arrays()[:3], parse('causal', ''), implementation='splash')
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert choose._platform() == 'cpu'
+    with jax.set_mesh(jax.make_mesh((1,), ('data',))):
+        assert choose._platform() == 'cpu'
