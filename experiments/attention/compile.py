@@ -8,6 +8,7 @@ kernel fits are the compiler's own, and times cannot be had this way.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -30,6 +31,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from lm.attention import IMPLEMENTATIONS, attend, parse  # noqa: E402
 from lm.attention.choose import Case  # noqa: E402
+from lm.environment import environment  # noqa: E402
 from lm.mesh import AXES, ROWS  # noqa: E402
 
 TOPOLOGIES = 'v5e:2x2', 'v5p:2x2x1'
@@ -148,7 +150,8 @@ def main() -> None:
     if not importlib.util.find_spec('libtpu'):
         sys.exit("error: this needs TPU's compiler: python -m pip install -e '.[aot]'")
     shape = (options.rows, options.length, options.heads, options.width)
-    failed = 0
+    failed, versions = 0, {k: v for k, v in environment().items() if k in ('commit', 'jax')}
+    versions['libtpu'] = importlib.metadata.version('libtpu')
     with options.output.open('w') as file:
         for topology in options.topology:
             for name in options.name:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from lm import attention
 from lm.attention import choose, dense, splash, table
@@ -214,7 +214,8 @@ def test_forced_on_a_cpu_it_says_what_it_needs():
         attention.attend(*arrays()[:3], parse('causal', ''), implementation='splash')
 
 
-def test_the_platform_is_that_of_the_mesh():
+def test_the_platform_is_that_of_the_mesh_whose_devices_need_not_be_here():
     assert choose._platform() == 'cpu'
-    with jax.set_mesh(jax.make_mesh((1,), ('data',))):
-        assert choose._platform() == 'cpu'
+    device = AbstractDevice('TPU v5 lite', 1, platform='tpu')
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ('data',), abstract_device=device)):
+        assert choose._platform() == 'tpu'
