@@ -72,11 +72,11 @@ def attend(
         in_prefix: must not be given with a mask that asks for it.
         interpret: runs the kernel step by step on any platform, for tests. It is very slow.
     """
-    lanes = _lanes(query, key)
-    if lanes.repeats > 1:
-        key, value = (jnp.repeat(x, lanes.repeats, axis=2) for x in (key, value))
+    split = _split(query, key)
+    if split.repeats > 1:
+        key, value = (jnp.repeat(x, split.repeats, axis=2) for x in (key, value))
     # Tokens of different segments never see each other: to the mask, those that are left are of one.
-    how = _How(table.replace(mask, Segments(), Full()), extras.softcap, lanes, interpret)
+    how = _How(table.replace(mask, Segments(), Full()), extras.softcap, split, interpret)
     return _attend(query, key, value, segments, how)
 
 
@@ -111,8 +111,8 @@ def pairs(mask: Mask, length: int, source: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lanes:
-    """How arrays lie over the axes of the mesh; None and 1 where they are not split.
+class _Split:
+    """How arrays are split over the axes of the mesh; None and 1 where they are not.
 
     Attributes:
         rows: axes that split B.
@@ -152,15 +152,15 @@ class _How(NamedTuple):
 
     mask: Mask
     softcap: float | None
-    lanes: _Lanes
+    split: _Split
     interpret: bool
 
 
-def _lanes(query: jax.Array, key: jax.Array) -> _Lanes:
+def _split(query: jax.Array, key: jax.Array) -> _Split:
     """Returns how the current mesh splits queries `[B, T, H, K]` and keys `[B, S, G, K]`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _Lanes()
+        return _Split()
     (batch, length, heads, _), (_, source, groups, _) = query.shape, key.shape
     rows = tuple(axis for axis in ROWS if axis in mesh.shape)
     if batch % math.prod(mesh.shape[axis] for axis in rows):
@@ -169,12 +169,12 @@ def _lanes(query: jax.Array, key: jax.Array) -> _Lanes:
     if length % shards or source % shards:
         shards = 1
     parts = mesh.shape.get('tensor', 1)
-    split = 'tensor' if parts > 1 and heads % parts == 0 else None
-    repeats = heads // groups if split and groups > 1 and groups % parts else 1
-    return _Lanes(
+    over_heads = 'tensor' if parts > 1 and heads % parts == 0 else None
+    repeats = heads // groups if over_heads and groups > 1 and groups % parts else 1
+    return _Split(
         rows=rows,
-        heads=split,
-        groups=split if groups > 1 else None,
+        heads=over_heads,
+        groups=over_heads if groups > 1 else None,
         sequence='sequence' if shards > 1 else None,
         shards=shards,
         repeats=repeats,
@@ -194,11 +194,11 @@ def _attend(query, key, value, segments, how):
 
 
 def _forward(query, key, value, segments, how):
-    lanes, parts = how.lanes, _parts(how.mask, query.shape[1], key.shape[1], how.lanes.shards)
+    split, parts = how.split, _parts(how.mask, query.shape[1], key.shape[1], how.split.shards)
     run = _over_mesh(
         functools.partial(_forward_here, parts, how),
-        (P(lanes.sequence), lanes.queries, lanes.keys, lanes.keys, lanes.tokens),
-        (lanes.queries, lanes.sums),
+        (P(split.sequence), split.queries, split.keys, split.keys, split.tokens),
+        (split.queries, split.sums),
     )
     out, log_sum = run([part.tables for part in parts], query, key, value, segments)
     return out, (query, key, value, segments, out, log_sum)
@@ -206,20 +206,20 @@ def _forward(query, key, value, segments, how):
 
 def _backward(how, residuals, gradient):
     query, key, value, segments, out, log_sum = residuals
-    lanes, parts = how.lanes, _parts(how.mask, query.shape[1], key.shape[1], how.lanes.shards)
+    split, parts = how.split, _parts(how.mask, query.shape[1], key.shape[1], how.split.shards)
     run = _over_mesh(
         functools.partial(_backward_here, parts, how),
         (
-            P(lanes.sequence),
-            lanes.queries,
-            lanes.keys,
-            lanes.keys,
-            lanes.tokens,
-            lanes.queries,
-            lanes.sums,
-            lanes.queries,
+            P(split.sequence),
+            split.queries,
+            split.keys,
+            split.keys,
+            split.tokens,
+            split.queries,
+            split.sums,
+            split.queries,
         ),
-        (lanes.queries, lanes.keys, lanes.keys),
+        (split.queries, split.keys, split.keys),
     )
     tables = [part.tables for part in parts]
     return *run(tables, query, key, value, segments, out, log_sum, gradient), None
@@ -234,10 +234,10 @@ _attend.defvjp(_forward, _backward)
 def _forward_here(parts, how, tables, query, key, value, segments):
     """Returns `[B, T, H, K]`, and the log-sum of each row, float32 `[B, H, T]`."""
     scaled = _heads_first(_scaled(query))
-    key, value = (_heads_first(_whole_row(x, how.lanes)) for x in (key, value))  # [B, G, S, K]
+    key, value = (_heads_first(_whole_row(x, how.split)) for x in (key, value))  # [B, G, S, K]
     outs, log_sums = [], []
     for part, arrays in zip(parts, tables, strict=True):
-        ids = part.segments(segments, how.lanes)
+        ids = part.segments(segments, how.split)
         out, log_sum = jax.vmap(functools.partial(_kernel, part, how, arrays))(
             part.queries(scaled, 2), part.keys(key, 2), part.keys(value, 2), ids
         )
@@ -253,12 +253,12 @@ def _forward_here(parts, how, tables, query, key, value, segments):
 def _backward_here(parts, how, tables, query, key, value, segments, out, log_sum, gradient):
     """Returns gradients in the shapes and dtypes of query, key and value."""
     scaled, out, gradient = (_heads_first(x) for x in (_scaled(query), out, gradient))
-    k, v = (_heads_first(_whole_row(x, how.lanes)) for x in (key, value))
+    k, v = (_heads_first(_whole_row(x, how.split)) for x in (key, value))
     # Exponentials of the logits less this are 0 in a row that sees nothing.
     log_sum = jnp.where(log_sum > 0.9 * FORBIDDEN / 2, log_sum, -FORBIDDEN / 4)
     d_query, d_key, d_value = (jnp.zeros(x.shape, jnp.float32) for x in (scaled, k, v))
     for part, arrays in zip(parts, tables, strict=True):
-        ids = part.segments(segments, how.lanes)
+        ids = part.segments(segments, how.split)
         new_q, new_k, new_v = jax.vmap(functools.partial(_kernel_gradient, part, how, arrays))(
             part.queries(scaled, 2),
             part.keys(k, 2),
@@ -272,7 +272,7 @@ def _backward_here(parts, how, tables, query, key, value, segments, out, log_sum
         d_key += part.put_keys(new_k, 2)
         d_value += part.put_keys(new_v, 2)
     d_query = (query.shape[-1] ** -0.5 * d_query).astype(query.dtype)
-    d_key, d_value = (_own_part(_heads_first(x), how.lanes) for x in (d_key, d_value))
+    d_key, d_value = (_own_part(_heads_first(x), how.split) for x in (d_key, d_value))
     return _heads_first(d_query), d_key.astype(key.dtype), d_value.astype(value.dtype)
 
 
@@ -286,17 +286,17 @@ def _heads_first(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _whole_row(x: jax.Array, lanes: _Lanes) -> jax.Array:
+def _whole_row(x: jax.Array, split: _Split) -> jax.Array:
     """Returns `[B, S, ...]` of a device's part of it."""
-    return jax.lax.all_gather(x, lanes.sequence, axis=1, tiled=True) if lanes.sequence else x
+    return jax.lax.all_gather(x, split.sequence, axis=1, tiled=True) if split.sequence else x
 
 
-def _own_part(gradient: jax.Array, lanes: _Lanes) -> jax.Array:
+def _own_part(gradient: jax.Array, split: _Split) -> jax.Array:
     """Returns a device's part of the sum over all devices of a gradient for keys, `[B, S, G, K]`."""
-    if lanes.heads and not lanes.groups:
-        gradient = jax.lax.psum(gradient, lanes.heads)
-    if lanes.sequence:
-        return jax.lax.psum_scatter(gradient, lanes.sequence, scatter_dimension=1, tiled=True)
+    if split.heads and not split.groups:
+        gradient = jax.lax.psum(gradient, split.heads)
+    if split.sequence:
+        return jax.lax.psum_scatter(gradient, split.sequence, scatter_dimension=1, tiled=True)
     return gradient
 
 
@@ -513,12 +513,12 @@ class _Part:
     def put_keys(self, x: jax.Array, axis: int) -> jax.Array:
         return _put(self.key, x, axis)
 
-    def segments(self, segments, lanes: _Lanes) -> tuple[jax.Array, jax.Array] | None:
+    def segments(self, segments, split: _Split) -> tuple[jax.Array, jax.Array] | None:
         """Returns int32 `[B, t]` and `[B, s]`."""
         if segments is None:
             return None
         query, key = (x.astype(jnp.int32) for x in segments)
-        return self.queries(query, 1), self.keys(_whole_row(key, lanes), 1)
+        return self.queries(query, 1), self.keys(_whole_row(key, split), 1)
 
     @property
     def block_sizes(self):
