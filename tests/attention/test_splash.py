@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from lm import attention
-from lm.attention import choose, dense, splash, table
+from lm.attention import choose, dense, splash, splash_parts, table
 from lm.attention.block import PLAIN, Extras
 from lm.attention.choose import Case
 from lm.attention.expression import parse
@@ -74,10 +74,10 @@ def test_every_mask_is_the_plain_form(mask):
 
 @pytest.mark.parametrize('mask', ['longformer(30, 130)', 'bigbird(40, 20, 1)'])
 def test_global_tokens_as_parts_of_their_own(mask, monkeypatch):
-    monkeypatch.setattr(splash, '_BLOCKS', (128,))
-    monkeypatch.setattr(splash, '_PART', -9)
+    monkeypatch.setattr(splash_parts, '_BLOCKS', (128,))
+    monkeypatch.setattr(splash_parts, '_PART', -9)
     length = 500
-    assert len(splash._parts(parse(mask, ''), length, length, 1)) == 3
+    assert len(splash_parts.parts_of(parse(mask, ''), length, length, 1)) == 3
     check(arrays(batch=1, heads=1, groups=1, length=length), mask)
 
 
@@ -157,24 +157,26 @@ ORDERS = [
 @pytest.mark.parametrize('library', [np, jnp])
 def test_places_are_computed_as_they_are_in_the_table(order, library):
     places = np.append(table.places(order), [-1] * 40)  # filled up to whole blocks
-    computed, there = splash._places(order, library.arange(len(places)))
+    computed, there = splash_parts.places_of(order, library.arange(len(places)))
     np.testing.assert_array_equal(np.where(there, computed, -1), places)
 
 
 def test_the_kernel_goes_through_no_block_that_is_empty():
-    orders = splash._orders(parse('local(100)', ''), 2**14, 2**14, 1)
-    (layout,) = (splash._layout(*each, 1) for each in orders)
+    orders = splash_parts.orders_of(parse('local(100)', ''), 2**14, 2**14, 1)
+    (layout,) = (splash_parts.layout_of(*each, 1) for each in orders)
     assert layout.pairs < 0.07 * 2**28
     assert layout.steps <= 1.1 * (layout.kinds != 0).sum()
     assert layout.pairs == splash.pairs(parse('local(100)', ''), 2**14, 2**14)
-    forward, backward, _ = splash._parts(parse('local(100)', ''), 2**14, 2**14, 1)[0].tables
+    forward, backward, _ = splash_parts.parts_of(parse('local(100)', ''), 2**14, 2**14, 1)[0].tables
     assert (forward.kind != 0).sum() == (backward.kind != 0).sum() == (layout.kinds != 0).sum()
     assert forward.index.dtype == np.int8
 
 
 def test_global_tokens_do_not_make_every_row_as_long_as_theirs():
     mask = parse('longformer(256, 4)', '')
-    layouts = [splash._layout(*each, 1) for each in splash._orders(mask, 2**16, 2**16, 1)]
+    layouts = [
+        splash_parts.layout_of(*each, 1) for each in splash_parts.orders_of(mask, 2**16, 2**16, 1)
+    ]
     assert sum(layout.pairs for layout in layouts) < 0.03 * 2**32
     assert sum(layout.steps for layout in layouts) < 1200
 
