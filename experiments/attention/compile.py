@@ -21,6 +21,9 @@ from typing import Any
 
 # libtpu would ask the metadata server of a cloud machine which TPU it is on.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+os.environ.setdefault(
+    'ALLOW_MULTIPLE_LIBTPU_LOAD', '1'
+)  # No TPU is held, so others may do as much.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax  # noqa: E402
