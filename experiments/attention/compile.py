@@ -159,12 +159,7 @@ def main() -> None:
         for topology in options.topology:
             for name in options.name:
                 for form in options.form:
-                    case = {
-                        'topology': topology,
-                        'name': name,
-                        'form': form,
-                        'jax': jax.__version__,
-                    }
+                    case = {'topology': topology, 'name': name, 'form': form, **versions}
                     try:
                         case |= compile_case(topology, name, form, shape)
                     except Exception as error:  # noqa: BLE001
