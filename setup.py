@@ -31,6 +31,8 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10'],
+        # TPU's compiler, to compile for TPUs that are not there: the release that jax[tpu] 0.10.2 pins.
+        'aot': ['libtpu==0.0.42.1; platform_machine == "x86_64" and sys_platform == "linux"'],
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
         'notebook': ['ipywidgets>=8.1', 'jupyterlab>=4.2'],

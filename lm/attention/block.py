@@ -115,8 +115,20 @@ def along_rows(gradient: jax.Array, out: jax.Array) -> jax.Array:
     return jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
 
 
-def merge(outs: list[jax.Array], log_sums: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Returns the softmax over several sets of keys, of the softmax over each, and its log-sum."""
+def merge(
+    outs: list[jax.Array], log_sums: list[jax.Array], shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the softmax over all of several sets of keys, of the softmax over each; and its log-sum.
+
+    Args:
+        outs: float32 `[..., T, K]`, of each set; there may be none.
+        log_sums: float32 `[..., T, 1]`, of each set; `FORBIDDEN / 2` in rows that see nothing.
+        shape: `[..., T, K]`.
+    """
+    if not outs:
+        return jnp.zeros(shape, jnp.float32), jnp.full((*shape[:-1], 1), FORBIDDEN / 2, jnp.float32)
+    if len(outs) == 1:
+        return outs[0], log_sums[0]
     log_sum = functools.reduce(jnp.logaddexp, log_sums)
     parts = zip(outs, log_sums, strict=True)
     return sum(jnp.exp(part - log_sum) * out for out, part in parts), log_sum

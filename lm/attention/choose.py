@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.attention import blocked, dense, sharded, sparse, table, walk
+from lm.attention import blocked, dense, sharded, sparse, splash, table, walk
 from lm.attention.block import PLAIN, Extras, Form
 from lm.attention.masks import Causal, Full, Heads, Mask
 from lm.errors import InputError, lookup
@@ -64,8 +64,8 @@ class Implementation:
         pairs: how many it computes in a case.
         summary: what it is.
         form: how it goes through blocks, where it does: it can then work on a part of the positions.
-        checked: what was verified of a kernel on the hardware that it is for; '' is nothing yet, and
-            then 'auto' leaves it alone.
+        checked: on which hardware its numbers were held to those of the plain form, and by what. '' is
+            never on the hardware that it is made for: such a one runs only where it is forced.
     """
 
     run: Callable[..., jax.Array]
@@ -121,13 +121,19 @@ def _hopper_obstacle(case: Case) -> str:
     return ''
 
 
+def _splash_obstacle(case: Case) -> str:
+    return _needs_whole_rows(case) or splash.obstacle(
+        case.mask, case.extras, case.dtype, case.platform, case.segments
+    )
+
+
 IMPLEMENTATIONS = {
     'xla': Implementation(
         dense.attend,
         lambda case: '',
         _all_pairs,
         'the plain form: an array of all pairs',
-        checked='by the tests',
+        checked='CPU: tests/attention',
     ),
     'blocked': Implementation(
         blocked.attend,
@@ -135,7 +141,7 @@ IMPLEMENTATIONS = {
         lambda case: blocked.pairs(case.mask, case.length, case.source),
         'blocks of queries, each with the keys between the first and the last that it sees',
         blocked.FORM,
-        checked='by the tests',
+        checked='CPU: tests/attention',
     ),
     'sparse': Implementation(
         sparse.attend,
@@ -143,20 +149,26 @@ IMPLEMENTATIONS = {
         lambda case: sum(part.pairs for part in table.plan(case.mask, case.length, case.source)),
         'the blocks that hold anything',
         sparse.FORM,
-        checked='by the tests',
+        checked='CPU: tests/attention',
     ),
     'cudnn': Implementation(
         functools.partial(dense.attend, implementation='cudnn'),
         _cudnn_obstacle,
         _all_pairs,
         "NVIDIA's flash attention",
-        checked='by NVIDIA',
+        checked="GPU: JAX's own tests of it; not lm's",
     ),
     'hopper': Implementation(
         lambda *args, **kwargs: _hopper().attend(*args, **kwargs),
         _hopper_obstacle,
         lambda case: walk.pairs(case.mask, case.length, case.source, (128, 128)),
         'the blocks that hold anything, in a kernel for NVIDIA Hopper',
+    ),
+    'splash': Implementation(
+        splash.attend,
+        _splash_obstacle,
+        lambda case: splash.pairs(case.mask, case.length, case.source),
+        "JAX's kernel for TPUs, over the blocks that hold anything",
     ),
 }
 
@@ -214,7 +226,7 @@ def attend(
         source=key.shape[1],
         width=query.shape[-1],
         dtype=query.dtype,
-        platform=jax.default_backend(),
+        platform=_platform(),
         whole=positions is None and bias is None and query.shape[1] > 1,
         segments=segments is not None or in_prefix is not None,
         extras=Extras(softcap or None, slopes),
@@ -248,11 +260,19 @@ def choose(case: Case, implementation: str = 'auto') -> str:
         return implementation if case.whole or implementation == 'cudnn' else 'xla'
     if not case.whole or case.length != case.source or case.length % case.sequence:
         return 'xla'
+    for kernel in ('splash', 'hopper'):
+        if _trusted(kernel, case):
+            return kernel
     few = case.length > _SHORT and _share(case) < _WORTH
     whole_rows = case.sequence == 1
-    if whole_rows and not few and case.mask in (Causal(), Full()) and not _cudnn_obstacle(case):
+    if whole_rows and not few and case.mask in (Causal(), Full()) and _trusted('cudnn', case):
         return 'cudnn'
     return 'sparse' if few else 'blocked'
+
+
+def _trusted(name: str, case: Case) -> bool:
+    """Whether an implementation can do a case, and its numbers were checked on its own hardware."""
+    return bool(IMPLEMENTATIONS[name].checked) and not IMPLEMENTATIONS[name].obstacle(case)
 
 
 def _share(case: Case) -> float:
@@ -289,6 +309,13 @@ def _each_part_of_heads(query, key, value, mask, bias, slopes, options) -> jax.A
             )
         )
     return jnp.concatenate(outs, axis=2)
+
+
+def _platform() -> str:
+    """The platform of the current mesh, whose devices need not be here; without one, this machine's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _capability() -> float:
@@ -341,8 +368,11 @@ def explain(
         obstacle = implementation.obstacle(case)
         share = implementation.pairs(case) / length**2
         what = obstacle or f'computes {share:.1%} of the pairs'
-        if not implementation.checked:
-            what += '; never checked on its own hardware, so only on request'
+        if not obstacle and not implementation.checked:
+            what += (
+                f'; never run on a {platform.upper()}: not chosen by default; force it with '
+                f"{_PLACE} = '{name}'"
+            )
         lines.append(
             f'  {"*" if name == chosen else " "} {name:8} {implementation.summary}; {what}'
         )

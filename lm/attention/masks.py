@@ -207,6 +207,21 @@ class Not(Mask):
         return f'~({self.mask})' if isinstance(self.mask, And | Or) else f'~{self.mask}'
 
 
+# --- arithmetic -----------------------------------------------------------------------------------
+
+
+def quotient(x: Array, size: int) -> Array:
+    """Returns `x // size` of places, which are not negative, in few operations that TPUs have as well."""
+    if size & (size - 1) == 0:
+        return x >> (size.bit_length() - 1)
+    return jax.lax.div(x, size) if isinstance(x, jax.Array) else x // size
+
+
+def remainder(x: Array, size: int) -> Array:
+    """Returns `x % size` of places. Of a negative number, only whether it is 0 is certain."""
+    return x & (size - 1) if size & (size - 1) == 0 else x - quotient(x, size) * size
+
+
 # --- atoms ----------------------------------------------------------------------------------------
 
 
@@ -335,7 +350,7 @@ class Strided(_Atom):
     stride: int
 
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
-        return (q_positions - k_positions) % self.stride == 0
+        return remainder(q_positions - k_positions, self.stride) == 0
 
     def classify(self, query, key):
         low, high = query.low - key.high, query.high - key.low
@@ -350,7 +365,7 @@ class Chunks(_Atom):
     size: int
 
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
-        return q_positions // self.size == k_positions // self.size
+        return quotient(q_positions, self.size) == quotient(k_positions, self.size)
 
     def classify(self, query, key):
         first_q, last_q = query.low // self.size, query.high // self.size
@@ -375,7 +390,7 @@ class Summaries(_Atom):
             raise InputError(f'{self}: count must be at most size, {self.size}.')
 
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
-        summary = k_positions % self.size >= self.size - self.count
+        summary = remainder(k_positions, self.size) >= self.size - self.count
         return (q_positions == q_positions) & summary
 
     def classify(self, query, key):
@@ -424,7 +439,7 @@ class RandomBlocks(_Atom):
     size: int = 64
 
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
-        query, key = q_positions // self.size, k_positions // self.size
+        query, key = quotient(q_positions, self.size), quotient(k_positions, self.size)
         seen = self._drawn(query, key) | self._drawn(key, query)
         return seen & (q_positions == q_positions)  # where both are scalars of Python, too
 

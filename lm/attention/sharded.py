@@ -171,7 +171,7 @@ def _ring_forward(query, key, value, tokens, shards):
         moving = _next(moving, shards)
         # The keys are now those of `number` devices before, around the ring.
         new, new_log_sum = jax.lax.cond(number <= first, from_before, from_after, *moving)
-        return (*block.merge([out, new], [log_sum, new_log_sum]), moving), None
+        return (*block.merge([out, new], [log_sum, new_log_sum], out.shape), moving), None
 
     # The two pieces of a device, one after the other, see each other as if they touched.
     out, log_sum = seen(query, key, value, tokens, Causal())

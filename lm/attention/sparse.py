@@ -40,10 +40,7 @@ def _forward(query, key, value, tokens, mask, extras, start=0):
             carry, _ = jax.lax.scan(step, carry, _steps(rows))
         outs.append(part.query.put(carry[0], 3))
         log_sums.append(part.query.put(carry[1], 3))
-    if not outs:
-        nothing = jnp.full((*query.shape[:-1], 1), FORBIDDEN / 2, jnp.float32)
-        return jnp.zeros(query.shape, jnp.float32), nothing
-    return block.merge(outs, log_sums) if len(outs) > 1 else (outs[0], log_sums[0])
+    return block.merge(outs, log_sums, query.shape)
 
 
 def _backward(query, key, value, tokens, gradient, along, log_sum, mask, extras, start=0):

@@ -31,7 +31,10 @@ _MORE_WORK = 0.1  # For fewer programs.
 
 @dataclasses.dataclass(frozen=True)
 class InPlace:
-    """The order of the row, filled up to whole blocks; `start` is the place of the first token."""
+    """The order of the row, filled up to whole blocks; `start` is the place of the first token.
+
+    Orders take arrays of numpy and of jax.
+    """
 
     length: int
     block: int
@@ -47,7 +50,7 @@ class InPlace:
 
     def put(self, x: jax.Array, axis: int) -> jax.Array:
         """The inverse of `take`; places that are not in this order are zero."""
-        return jax.lax.slice_in_dim(x, 0, self.length, axis=axis)
+        return _slice(x, 0, self.length, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +69,12 @@ class ByResidue:
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
         x = _pad(x, axis, self.size * self.stride - self.length)
-        x = jnp.swapaxes(_split(x, axis, self.stride), axis, axis + 1)
+        x = _split(x, axis, self.stride).swapaxes(axis, axis + 1)
         return _merge(x, axis)
 
     def put(self, x: jax.Array, axis: int) -> jax.Array:
-        x = _merge(jnp.swapaxes(_split(x, axis, self.size), axis, axis + 1), axis)
-        return jax.lax.slice_in_dim(x, 0, self.length, axis=axis)
+        x = _merge(_split(x, axis, self.size).swapaxes(axis, axis + 1), axis)
+        return _slice(x, 0, self.length, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +93,14 @@ class OnlySummaries:
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
         x = _split(_pad(x, axis, self.chunks * self.size - self.length), axis, self.size)
-        x = jax.lax.slice_in_dim(x, self.size - self.count, self.size, axis=axis + 1)
+        x = _slice(x, self.size - self.count, self.size, axis + 1)
         return _pad(_merge(x, axis), axis, -(self.chunks * self.count) % self.block)
 
     def put(self, x: jax.Array, axis: int) -> jax.Array:
-        x = jax.lax.slice_in_dim(x, 0, self.chunks * self.count, axis=axis)
+        x = _slice(x, 0, self.chunks * self.count, axis)
         x = _split(x, axis, self.count)
         x = _merge(_pad(x, axis + 1, self.size - self.count, before=True), axis)
-        return jax.lax.slice_in_dim(x, 0, self.length, axis=axis)
+        return _slice(x, 0, self.length, axis)
 
 
 Order = InPlace | ByResidue | OnlySummaries
@@ -108,7 +111,11 @@ def _pad(x: jax.Array, axis: int, size: int, before: bool = False) -> jax.Array:
         return x
     widths = [(0, 0)] * x.ndim
     widths[axis] = (size, 0) if before else (0, size)
-    return jnp.pad(x, widths)
+    return np.pad(x, widths) if isinstance(x, np.ndarray) else jnp.pad(x, widths)
+
+
+def _slice(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:
+    return x[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
@@ -124,9 +131,8 @@ def _merge(x: jax.Array, axis: int) -> jax.Array:
 @functools.lru_cache(maxsize=256)
 def places(order: Order) -> np.ndarray:
     """Returns int32, the place in the row of each token of an order; -1 where it is filled up."""
-    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend='cpu')[0]):
-        taken = np.asarray(order.take(jnp.arange(1, order.length + 1, dtype=jnp.int32), 0)) - 1
-    return np.where(taken < 0, -1, taken + order.start).astype(np.int32)
+    found = order.take(np.arange(1, order.length + 1, dtype=np.int32), 0) - 1
+    return np.where(found < 0, found, found + np.int32(order.start))
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -187,7 +193,7 @@ def plan(mask: Mask, length: int, source: int, start: int = 0) -> tuple[Part, ..
         source: S, keys, at places 0, 1, ...
         start: the place of the first query.
     """
-    atoms = [a for a in dict.fromkeys(_positive_atoms(mask)) if _has_order(a, start)]
+    atoms = [a for a in dict.fromkeys(positive_atoms(mask)) if _has_order(a, start)]
     atoms = [a for a in atoms if a not in _negative_atoms(mask)]
     base = mask
     for atom in atoms:
@@ -241,11 +247,12 @@ def replace(mask: Mask, old: Mask, new: Mask) -> Mask:
     return new if mask == old else mask
 
 
-def _positive_atoms(mask: Mask) -> Iterator[Mask]:
+def positive_atoms(mask: Mask) -> Iterator[Mask]:
+    """Yields the atoms of a mask that stand below no negation."""
     match mask:
         case And(parts) | Or(parts):
             for part in parts:
-                yield from _positive_atoms(part)
+                yield from positive_atoms(part)
         case Not():
             return
         case _:
@@ -258,7 +265,7 @@ def _negative_atoms(mask: Mask) -> set[Mask]:
         case And(parts) | Or(parts):
             return set().union(*map(_negative_atoms, parts))
         case Not(inner):
-            return _negative_atoms(inner) | set(_positive_atoms(inner))
+            return _negative_atoms(inner) | set(positive_atoms(inner))
     return set()
 
 
@@ -269,24 +276,29 @@ def _part(mask: Mask, query: Order, key: Order) -> Part:
     return Part(mask, query, key, tuple(_rows(classes, together)))
 
 
-def table(mask: Mask, query: Order, key: Order) -> np.ndarray:
-    """Returns int8 `[blocks of queries, blocks of keys]`: EMPTY, PARTIAL or FULL."""
-    q, q_there = _ranges(query)
+def table(mask: Mask, query: Order, key: Order, start: int = 0) -> np.ndarray:
+    """Returns int8 `[blocks of queries, blocks of keys]`: EMPTY, PARTIAL or FULL.
+
+    Args:
+        mask: who may attend to whom.
+        query: the order of queries.
+        key: the order of keys.
+        start: the place of the first query, where a device holds a part of them.
+    """
+    q, q_there = _ranges(query, start)
     k, k_there = _ranges(key)
     classes = mask.classify(Range(q.low[:, None], q.high[:, None]), k)
     there = q_there[:, None] & k_there
     if isinstance(
         query, ByResidue
     ):  # Blocks of different classes have nothing to do with each other.
-        q_class = np.arange(len(q.low)) * query.block // query.size
-        k_class = np.arange(len(k.low)) * key.block // key.size
-        there &= q_class[:, None] == k_class
+        there &= q.low[:, None] % query.stride == k.low % key.stride
     return np.where(there, classes, EMPTY)
 
 
-def _ranges(order: Order) -> tuple[Range, np.ndarray]:
+def _ranges(order: Order, start: int = 0) -> tuple[Range, np.ndarray]:
     """Returns the least and the greatest place of each block, and bool: is there any?"""
-    blocks = places(order).reshape(-1, order.block)
+    blocks = places(order, start).reshape(-1, order.block)
     there = blocks >= 0
     low = np.where(there, blocks, np.iinfo(np.int32).max).min(axis=1)
     some = there.any(axis=1)

@@ -118,4 +118,4 @@ def test_without_an_atom(mask, simplified):
     np.testing.assert_array_equal(
         found.allows(places[:, None], places), simplified.allows(places[:, None], places)
     )
-    assert masks.strided(2) not in {*table._positive_atoms(found), *table._negative_atoms(found)}
+    assert masks.strided(2) not in {*table.positive_atoms(found), *table._negative_atoms(found)}
