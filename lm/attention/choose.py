@@ -334,7 +334,7 @@ def explain(
         obstacle = implementation.obstacle(case)
         share = implementation.pairs(case) / length**2
         what = obstacle or f'computes {share:.1%} of the pairs'
-        if not implementation.checked:
+        if not obstacle and not implementation.checked:
             what += '; never checked on its own hardware, so only on request'
         lines.append(
             f'  {"*" if name == chosen else " "} {name:8} {implementation.summary}; {what}'
