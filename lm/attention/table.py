@@ -276,29 +276,27 @@ def _part(mask: Mask, query: Order, key: Order) -> Part:
     return Part(mask, query, key, tuple(_rows(classes, together)))
 
 
-def table(mask: Mask, query: Order, key: Order, start: int = 0) -> np.ndarray:
+def table(mask: Mask, query: Order, key: Order) -> np.ndarray:
     """Returns int8 `[blocks of queries, blocks of keys]`: EMPTY, PARTIAL or FULL.
 
     Args:
         mask: who may attend to whom.
         query: the order of queries.
         key: the order of keys.
-        start: the place of the first query, where a device holds a part of them.
     """
-    q, q_there = _ranges(query, start)
+    q, q_there = _ranges(query)
     k, k_there = _ranges(key)
     classes = mask.classify(Range(q.low[:, None], q.high[:, None]), k)
     there = q_there[:, None] & k_there
-    if isinstance(
-        query, ByResidue
-    ):  # Blocks of different classes have nothing to do with each other.
+    if isinstance(query, ByResidue):
+        # Blocks of different classes have nothing to do with each other.
         there &= q.low[:, None] % query.stride == k.low % key.stride
     return np.where(there, classes, EMPTY)
 
 
-def _ranges(order: Order, start: int = 0) -> tuple[Range, np.ndarray]:
+def _ranges(order: Order) -> tuple[Range, np.ndarray]:
     """Returns the least and the greatest place of each block, and bool: is there any?"""
-    blocks = places(order, start).reshape(-1, order.block)
+    blocks = places(order).reshape(-1, order.block)
     there = blocks >= 0
     low = np.where(there, blocks, np.iinfo(np.int32).max).min(axis=1)
     some = there.any(axis=1)
