@@ -57,14 +57,14 @@ def check(inputs, mask, **options):
         'causal',
         'full',
         'causal & window(40)',
-        'local(40)',
+        pytest.param('local(40)', marks=pytest.mark.slow),
         'longformer(30, 3)',
         'bigbird(64, 20, 2)',
-        'sparse_transformer_strided(16)',
+        pytest.param('sparse_transformer_strided(16)', marks=pytest.mark.slow),
         'sparse_transformer_strided(30)',  # Classes of 7 and 6 tokens.
         'sparse_transformer_fixed(48, 5)',
         'causal & (strided(9) | random_blocks(1, 0, 32))',
-        '~(causal & chunks(60)) & segments',
+        pytest.param('~(causal & chunks(60)) & segments', marks=pytest.mark.slow),
         'causal & ~window(20)',  # The first rows see nothing.
     ],
 )
@@ -72,7 +72,9 @@ def test_every_mask_is_the_plain_form(mask):
     check(arrays(batch=1), mask)
 
 
-@pytest.mark.parametrize('mask', ['longformer(30, 130)', 'bigbird(40, 20, 1)'])
+@pytest.mark.parametrize(
+    'mask', ['longformer(30, 130)', pytest.param('bigbird(40, 20, 1)', marks=pytest.mark.slow)]
+)
 def test_global_tokens_as_parts_of_their_own(mask, monkeypatch):
     monkeypatch.setattr(splash_parts, '_BLOCKS', (128,))
     monkeypatch.setattr(splash_parts, '_PART', -9)
