@@ -134,7 +134,7 @@ def test_documents_do_not_touch_each_other(spec):
     arrays, others = inputs(), inputs(seed=1)
     want = topk.attend(*arrays, spec, segments=SEGMENTS)
     for segment in (1, 2, 3):
-        own = SEGMENTS == segment
+        own = segment == SEGMENTS
         mixed = [
             np.where(own[..., None, None], a, 5 * b) for a, b in zip(arrays, others, strict=True)
         ]

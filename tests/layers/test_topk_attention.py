@@ -21,6 +21,12 @@ VOCAB, LENGTH = 13, 32
 PATTERNS = {
     'topk': {'attention': ('topk(2, 4)',), 'num_kv_heads': 2},
     'topk every': {'attention': ('topk(3, 4, 2)', 'causal'), 'position': 'alibi'},
+    'nsa': {'attention': ('nsa(3, 4, 5, 4, 2)',), 'num_kv_heads': 2},
+    'nsa every': {
+        'attention': ('nsa(3, 8, 5, 6, 2, 4)', 'causal'),
+        'position': 'alibi',
+        'bias': True,
+    },
     'topk bfloat16': {'attention': ('topk(2, 4)',), 'dtype': 'bfloat16'},
 }
 patterns = pytest.mark.parametrize('name', PATTERNS)
