@@ -81,7 +81,9 @@ def get_config() -> ConfigDict:
             'rotary_scaling': 'none',
             'rotary_factor': 1.0,  # float. By how much the context is stretched.
             'rotary_original_length': 0,  # int, tokens. The context before stretching. llama3, yarn.
-            # tuple of str, cycled over the layers: causal | full.
+            # tuple of str, cycled over the layers. Masks: causal | full | causal & window(256), and the
+            # others of lm/attention/masks.py. Blocks of keys chosen by queries: topk(blocks, size) (MoBA;
+            # lm/attention/topk.py) | nsa(blocks, size, window, length, stride) (lm/attention/nsa.py).
             'attention': ('causal',),
             # str: auto | xla | blocked | cudnn. blocked = no [T, S] array, no work above the diagonal;
             # auto = cuDNN where it can (NVIDIA, 16 bit), blocked elsewhere; xla for decoding.

@@ -17,7 +17,6 @@ keys and values. Work is T^2 / stride for summaries, and T times `blocks * size 
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -279,12 +278,15 @@ def importance(
 
 
 def of_blocks(weights: jax.Array, spec: NSA) -> jax.Array:
-    """Returns `[..., blocks]` of `[..., M]`: a block has the weight of each summary once a shared stride."""
-    shifted = functools.partial(jnp.roll, weights, axis=-1)
-    count = weights.shape[-1]
-    strides = sum(
-        jnp.where(jnp.arange(count) >= j, shifted(j), 0) for j in range(spec.length // spec.stride)
-    )
-    each = spec.size // spec.stride
-    strides = jnp.pad(strides, ((0, 0),) * (strides.ndim - 1) + ((0, -count % each),))
-    return jnp.sum(strides.reshape(*strides.shape[:-1], -1, each), axis=-1)
+    """Returns `[..., blocks]` of `[..., M]`: the sums over strides of what their summaries weigh."""
+    count, each = weights.shape[-1], spec.size // spec.stride
+
+    def later(by: int) -> jax.Array:
+        """Weights, moved by so many strides and filled up to whole blocks."""
+        kept = weights[..., : max(count - by, 0)]
+        missing = -(-count // each) * each - kept.shape[-1] - by
+        return jnp.pad(kept, ((0, 0),) * (weights.ndim - 1) + ((by, missing),))
+
+    # Stride s is part of the summaries s, s - 1, ...
+    strides = sum(later(by) for by in range(min(spec.length // spec.stride, count)))
+    return jnp.sum(strides.reshape(*weights.shape[:-1], -1, each), axis=-1)

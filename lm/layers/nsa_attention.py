@@ -53,8 +53,8 @@ class NSAttention(nn.Module):
         query, key, value = project(c, x, tokens)
         gates = Dense((heads, 3), bias=c.bias, dtype=jnp.dtype(c.dtype), name='gate')(x)
         gates = nn.sigmoid(gates.astype(jnp.float32))  # [B, T, H, 3]
-        mean = nn.initializers.constant(1 / kind.length)
-        weights = [self.param(name, mean, (kind.length, groups, width)) for name in SUMMARIES]
+        shape = kind.length, groups, width  # Summaries begin as means.
+        weights = [self.param(n, nn.initializers.ones, shape) / kind.length for n in SUMMARIES]
         if cache is not None:
             cache = remember(cache, query, key, value, weights, tokens, kind, options)
         if cache is None or tokens.fresh:
