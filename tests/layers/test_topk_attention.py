@@ -120,7 +120,7 @@ def test_parameters_are_covered_by_sharding_rules(name):
         tree.first_match(mesh.PARAMETER_RULES, path)
 
 
-@patterns
+@pytest.mark.parametrize('name', ['topk', 'nsa every'])
 def test_every_parameter_learns(name):
     model, params = make(name)
     loss = lambda params: jnp.mean(jnp.sin(model.apply({'params': params}, tokens(2))))  # noqa: E731
