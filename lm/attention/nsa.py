@@ -154,11 +154,8 @@ def ends(spec: NSA, count: int) -> jax.Array:
 
 
 def summary_segments(segments: jax.Array, spec: NSA) -> jax.Array:
-    """Returns int32 `[B, M]`, the document of each summary; -1 where it has tokens of several."""
-    first = segments[:, :: spec.stride]
-    last = jnp.pad(segments, ((0, 0), (0, spec.length)), constant_values=-1)
-    last = last[:, spec.length - 1 :: spec.stride][:, : first.shape[1]]
-    return jnp.where(first == last, first, -1)
+    """Returns int32 `[B, M]`, the document that each begins in; past its end, none of it sees the rest."""
+    return segments[:, :: spec.stride]
 
 
 def attend_to_summaries(

@@ -12,7 +12,7 @@ from lm.attention.nsa import NSA
 from lm.errors import InputError
 
 SEGMENTS = np.array([[1] * 9 + [2] * 13 + [3] * 12 + [0] * 3, [1] * 8 + [2] * 29])
-SPECS = [NSA(3, 4, 5, 4, 2), NSA(4, 4, 6, 4, 4), NSA(3, 8, 3, 6, 2, 1)]
+SPECS = [NSA(3, 4, 5, 4, 2), NSA(4, 4, 6, 12, 4), NSA(3, 8, 3, 6, 2, 1)]
 specs = pytest.mark.parametrize('spec', SPECS, ids=str)
 EXTRAS = Extras(softcap=2.0, slopes=(0.5, 0.25, 0.125, 0.0625))
 

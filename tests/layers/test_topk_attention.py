@@ -15,7 +15,9 @@ from lm.layers import mixers
 from lm.models.decoder import Decoder
 
 BASE = dataclasses.replace(
-    config.parse(base.get_config()).model, num_layers=2, embed_dim=16, num_heads=4, mlp_dim=24
+    config.parse(base.get_config()).model,
+    **{'num_layers': 2, 'embed_dim': 16, 'num_heads': 4, 'mlp_dim': 24},
+    **{'vocab_multiple': 8, 'tie_embeddings': False},
 )
 VOCAB, LENGTH = 13, 32
 PATTERNS = {
@@ -75,7 +77,7 @@ def test_decoding_equals_the_whole(name):
         starts, valid = starts + valid, np.array([4, 4, 4], np.int32)
 
 
-@pytest.mark.parametrize('name', [name for name in PATTERNS if 'bfloat16' not in name])
+@pytest.mark.parametrize('name', ['topk', 'nsa every'])
 def test_generating_is_argmax_repeated(name):
     """From prompts of unequal lengths, read at once and then a token at a time."""
     model, params = make(name)
@@ -93,14 +95,11 @@ def test_generating_is_argmax_repeated(name):
         stop=(),
     )
     apply = jax.jit(model.apply)
-    rows = np.zeros((3, LENGTH), np.int32)
+    rows, each = np.pad(prompts, ((0, 0), (0, LENGTH - 14))), np.arange(3)
     for t in range(16):
-        at = np.arange(3), lengths + t
-        if t == 0:
-            rows[:, :14] = np.where(np.arange(14) < lengths[:, None], prompts, 0)
-        logits = np.asarray(apply({'params': params}, rows))[np.arange(3), lengths + t - 1]
-        rows[at] = logits.argmax(axis=-1)
-        np.testing.assert_array_equal(got[:, t], rows[at])
+        logits = np.asarray(apply({'params': params}, rows))[each, lengths + t - 1, :VOCAB]
+        rows[each, lengths + t] = logits.argmax(axis=-1)
+        np.testing.assert_array_equal(got[:, t], rows[each, lengths + t])
     assert len(np.unique(got)) > 3  # or the test would not see much
 
 
@@ -133,12 +132,6 @@ def test_every_parameter_learns(name):
 def test_sharded_equals_unsharded(name):
     """On 8 devices, in values and gradients."""
     model, params = make(name)
-    model = dataclasses.replace(
-        model, config=dataclasses.replace(model.config, vocab_multiple=8), parent=None
-    )
-    params = params | {
-        'embed': {'embedding': jnp.pad(params['embed']['embedding'], ((0, 3), (0, 0)))}
-    }
     inputs = tokens(4)
 
     def loss(params, inputs):
