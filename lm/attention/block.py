@@ -150,8 +150,8 @@ def one_forward(
         query: `[B, G, Rt, K]`.
         key: `[B, G, s, K]`.
         value: `[B, G, s, K]`.
-        allowed: bool `[t, s]` or `[B, t, s]`.
-        distance: int `[t, s]`, only with slopes.
+        allowed: bool `[t, s]`, `[B, t, s]` or `[B, G, t, s]`.
+        distance: int `[t, s]` or `[B, G, t, s]`, only with slopes.
         extras: of the logits.
     """
     scores, _ = logits(query, key, allowed, distance, extras)
@@ -215,12 +215,13 @@ def logits(
     repeats = query.shape[2] // allowed.shape[-2]
     if extras.slopes is not None:
         slopes = np.asarray(extras.slopes, np.float32).reshape(query.shape[1], repeats, 1, 1)
-        bias = -slopes * jnp.abs(distance).astype(jnp.float32)  # [G, R, t, s]
-        scores += bias.reshape(bias.shape[0], -1, bias.shape[-1])
+        distance = distance if distance.ndim == 2 else distance[:, :, None]
+        bias = -slopes * jnp.abs(distance).astype(jnp.float32)  # [G, R, t, s] or [B, G, R, t, s]
+        scores += bias.reshape(*bias.shape[:-3], -1, bias.shape[-1])
     if isinstance(allowed, np.ndarray) and allowed.all():
         return scores, slope
-    allowed = jnp.tile(allowed, (repeats, 1))  # [Rt, s] or [B, Rt, s]
-    allowed = allowed if allowed.ndim == 2 else allowed[:, None]
+    allowed = jnp.tile(allowed, (repeats, 1))  # [Rt, s], [B, Rt, s] or [B, G, Rt, s]
+    allowed = allowed[:, None] if allowed.ndim == 3 else allowed
     return jnp.where(allowed, scores, FORBIDDEN), slope
 
 

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.attention.masks import MASKS, PRESETS, Heads, Mask, heads
+from lm.attention.nsa import NSA
+from lm.attention.topk import TopK
 from lm.errors import InputError, nearest
 
-NAMES: dict[str, Any] = {**MASKS, **PRESETS, 'heads': heads}
+NAMES: dict[str, Any] = {**MASKS, **PRESETS, 'heads': heads, 'topk': TopK, 'nsa': NSA}
 
 
 class _Fault(Exception):

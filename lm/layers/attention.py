@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.attention import attend
+from lm.attention.block import Extras
 from lm.attention.masks import Mask, Reach
 from lm.config import ModelConfig
 from lm.errors import InputError
@@ -46,6 +47,48 @@ def head_sizes(config: ModelConfig) -> tuple[int, int, int]:
     return heads, groups, config.head_dim or config.embed_dim // heads
 
 
+def project(
+    config: ModelConfig, x: jax.Array, tokens: Tokens
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns queries `[B, T, H, K]`, keys and values `[B, T, G, K]` of `[B, T, D]`.
+
+    To be called in a compact method: parameters `query key value`, and norms, become those of the module.
+    """
+    c = config
+    heads, groups, width = head_sizes(c)
+    dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype))
+    query = dense((heads, width), name='query')(x)
+    key = dense((groups, width), name='key')(x)
+    value = dense((groups, width), name='value')(x)
+    if c.qk_norm:  # Dehghani et al. 2023, https://arxiv.org/abs/2302.05442
+        query = RMSNorm(dtype=query.dtype, name='query_norm')(query)
+        key = RMSNorm(dtype=key.dtype, name='key_norm')(key)
+    if tokens.angles is not None:
+        query, key = rotate(query, tokens.angles), rotate(key, tokens.angles)
+    return query, key, value
+
+
+def merge_heads(config: ModelConfig, out: jax.Array) -> jax.Array:
+    """Returns `[B, T, D]` of `[B, T, H, K]`; the parameter is `out` of the compact method that calls."""
+    scale = (2 * config.num_layers) ** -0.5  # as in MLP
+    dense = Dense(
+        (config.embed_dim,),
+        inputs=2,
+        bias=config.bias,
+        scale=scale,
+        dtype=jnp.dtype(config.dtype),
+        name='out',
+    )
+    return dense(out)
+
+
+def extras(config: ModelConfig) -> Extras:
+    """Returns what else bears on the logits."""
+    alibi = config.position == 'alibi'
+    slopes = tuple(map(float, alibi_slopes(head_sizes(config)[0]))) if alibi else None
+    return Extras(config.attention_softcap or None, slopes)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over `[B, T, D]`.
 
@@ -70,16 +113,7 @@ class Attention(nn.Module):
             cache: keys and values of earlier tokens.
         """
         c = self.config
-        heads, groups, width = head_sizes(c)
-        dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype))
-        query = dense((heads, width), name='query')(x)  # [B, T, H, K]
-        key = dense((groups, width), name='key')(x)  # [B, T, G, K]
-        value = dense((groups, width), name='value')(x)
-        if c.qk_norm:  # Dehghani et al. 2023, https://arxiv.org/abs/2302.05442
-            query = RMSNorm(dtype=query.dtype, name='query_norm')(query)
-            key = RMSNorm(dtype=key.dtype, name='key_norm')(key)
-        if tokens.angles is not None:
-            query, key = rotate(query, tokens.angles), rotate(key, tokens.angles)
+        query, key, value = project(c, x, tokens)
         positions = None
         if cache is not None:
             earlier = cache
@@ -95,19 +129,17 @@ class Attention(nn.Module):
             segments=None if tokens.segments is None else (tokens.segments, tokens.segments),
             in_prefix=tokens.in_prefix,
             positions=positions,
-            softcap=c.attention_softcap or None,
-            slopes=tuple(map(float, alibi_slopes(heads))) if c.position == 'alibi' else None,
+            **extras(c)._asdict(),
             implementation=c.attention_implementation,
         )
-        scale = (2 * c.num_layers) ** -0.5  # as in MLP
-        return dense((c.embed_dim,), inputs=2, scale=scale, name='out')(out), cache
+        return merge_heads(c, out), cache
 
     @staticmethod
     def make_cache(config: ModelConfig, kind: Mask, batch: int, length: int) -> Cache:
         """Returns an empty cache for `batch` rows of at most `length` tokens."""
         _, groups, width = head_sizes(config)
         slots = _slots(kind.reach(), length)
-        empty = _bits(jnp.zeros((batch, groups, slots, width), jnp.dtype(config.dtype)))
+        empty = bits(jnp.zeros((batch, groups, slots, width), jnp.dtype(config.dtype)))
         cache = {'key': empty, 'value': empty}
         if forgets(kind.reach()):
             cache['place'] = jnp.full((batch, slots), -1, jnp.int32)
@@ -153,7 +185,7 @@ def write(cache: Cache, key: jax.Array, value: jax.Array, places: jax.Array, rea
     target = jnp.where(kept, target, slots)  # Past the end: dropped.
     rows = jnp.arange(places.shape[0])[:, None]
     written = {
-        name: cache[name].at[rows, :, target].set(_bits(new), mode='drop')
+        name: cache[name].at[rows, :, target].set(bits(new), mode='drop')
         for name, new in (('key', key), ('value', value))
     }
     if 'place' in cache:
@@ -189,6 +221,6 @@ def read(kept: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.swapaxes(jax.lax.bitcast_convert_type(kept, dtype), 1, 2)
 
 
-def _bits(x: jax.Array) -> jax.Array:
+def bits(x: jax.Array) -> jax.Array:
     """Returns 16-bit floats as integers: to write one, XLA's CPU backend would convert the whole array."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x

@@ -9,10 +9,14 @@ from typing import Any
 import flax.linen as nn
 
 from lm.attention.masks import Mask
+from lm.attention.nsa import NSA
+from lm.attention.topk import TopK
 from lm.config import ModelConfig
 from lm.layers.attention import Attention
+from lm.layers.nsa_attention import NSAttention
+from lm.layers.topk_attention import TopKAttention
 
-MIXERS: dict[type, type[nn.Module]] = {Mask: Attention}
+MIXERS: dict[type, type[nn.Module]] = {Mask: Attention, TopK: TopKAttention, NSA: NSAttention}
 
 
 def mixer(kind: Any) -> type[nn.Module]:
