@@ -20,6 +20,8 @@ from lm.attention.masks import Mask
 
 FORBIDDEN = float(np.finfo(np.float32).min)
 
+Segments = tuple[jax.Array, jax.Array]  # int32 [B, T] and [B, S]
+
 
 class Tokens(NamedTuple):
     """What is known of queries and keys besides their places; None where it is not.
