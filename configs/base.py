@@ -81,7 +81,9 @@ def get_config() -> ConfigDict:
             'rotary_scaling': 'none',
             'rotary_factor': 1.0,  # float. By how much the context is stretched.
             'rotary_original_length': 0,  # int, tokens. The context before stretching. llama3, yarn.
-            # tuple of str, cycled over the layers: causal | full.
+            # tuple of str, cycled over the layers: masks such as causal | causal & window(256), or a
+            # state in place of keys: linear | performer(features=256, seed=0) | gated_linear(rank=16,
+            # temperature=16) | gated_delta(width=4, expand=1); lm/attention/linear.py explains them.
             'attention': ('causal',),
             # str: auto | xla | blocked | cudnn. blocked = no [T, S] array, no work above the diagonal;
             # auto = cuDNN where it can (NVIDIA, 16 bit), blocked elsewhere; xla for decoding.

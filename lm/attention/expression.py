@@ -9,10 +9,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm.attention import linear
 from lm.attention.masks import MASKS, PRESETS, Heads, Mask, heads
 from lm.errors import InputError, nearest
 
-NAMES: dict[str, Any] = {**MASKS, **PRESETS, 'heads': heads}
+NAMES: dict[str, Any] = {**MASKS, **PRESETS, 'heads': heads, **linear.KINDS}
 
 
 class _Fault(Exception):

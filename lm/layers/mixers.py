@@ -8,11 +8,19 @@ from typing import Any
 
 import flax.linen as nn
 
+from lm.attention.linear import GatedDelta, GatedLinear, Linear, Performer
 from lm.attention.masks import Mask
 from lm.config import ModelConfig
 from lm.layers.attention import Attention
+from lm.layers.linear_attention import GatedDeltaNet, GatedLinearAttention, LinearAttention
 
-MIXERS: dict[type, type[nn.Module]] = {Mask: Attention}
+MIXERS: dict[type, type[nn.Module]] = {
+    Mask: Attention,
+    Linear: LinearAttention,
+    Performer: LinearAttention,
+    GatedLinear: GatedLinearAttention,
+    GatedDelta: GatedDeltaNet,
+}
 
 
 def mixer(kind: Any) -> type[nn.Module]:
