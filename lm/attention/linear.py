@@ -362,7 +362,7 @@ def _features(kind, q, k, real, state):
         top = jnp.broadcast_to(jnp.max(top, axis=0), top.shape)
     tops = jax.lax.cummax(jnp.concatenate([state['top'][None], top]), axis=0)  # [N + 1, B, G, M]
     before, top = tops[:-1], tops[1:]
-    k = _only(real[..., None], jnp.exp(jnp.minimum(k - top[..., None, :], 0.0)))
+    k = jnp.exp(_mask_log(real[..., None], k - top[..., None, :]))
     q += top[..., None, None, :]
     q = jnp.exp(q - jax.lax.stop_gradient(jnp.max(q, axis=-1, keepdims=True)))
     return q, k, jnp.exp(before - top)[..., None], {'top': tops[-1]}
