@@ -270,11 +270,8 @@ def _linear(query, key, value, segments, state, kind, chunk):
         backwards = _spans(_reversed(segments, size), k.shape[0] * size, size, own=False)
         later, _ = _weighted_sums(*map(_flip, (q, k, v)), shrink, backwards, state['sums'])
         sums += _flip(later)
-    sums, total = sums[..., :-1], sums[..., -1:]
-    out = sums / jnp.where(total > 0, total, 1.0)
-    return _join_queries(out, length, query.dtype), (
-        {'sums': last, **tops} if kind.causal else None
-    )
+    state = {'sums': last, **tops} if kind.causal else None
+    return _join_queries(_mean(sums), length, query.dtype), state
 
 
 def _gated_linear(query, key, value, log_decay, segments, state, chunk):
@@ -283,12 +280,12 @@ def _gated_linear(query, key, value, log_decay, segments, state, chunk):
     spans = _spans(segments, length, size)
     q, v = _split_queries(query, groups, size) * width**-0.5, _split(value, size)
     k, g = (_only(spans.real[..., None], _split(x, size)) for x in (key, log_decay))
-    total = _running(g)  # [N, B, G, C, K]
-    products = jax.vmap(_decayed_products, in_axes=(3, None, None), out_axes=3)
-    pairs = _only(spans.pairs[:, :, :, None], products(q, k, total))  # [N, B, G, R, C, C]
+    total = _running(g, spans.pairs)  # [N, B, G, C, K]
+    products = jax.vmap(_decayed_products, in_axes=(3, None, None, None), out_axes=3)
+    pairs = products(q, k, total, spans.runs)  # [N, B, G, R, C, C]
     end = total[..., -1:, :]
     through = jnp.exp(_mask_log(spans.reads[..., -1:, None], end))  # [N, B, G, 1, K]
-    k = _only(spans.keeps[..., None], k * jnp.exp(end - total))
+    k *= jnp.exp(_mask_log(spans.keeps[..., None], end - total))
     start = jnp.exp(_mask_log(spans.reads[..., None], total))[:, :, :, None]
     added = jnp.einsum('nbgck,nbgcv->nbgkv', k, v)
     before, last = _states(jnp.swapaxes(through, -1, -2), added, state['state'])
@@ -386,12 +383,31 @@ def _weighted_sums(q, k, v, shrink, spans, state):
     return jnp.einsum('nbgrts,nbgsv->nbgrtv', pairs, v) + earlier, last
 
 
+def _mean(sums: jax.Array) -> jax.Array:
+    """Returns the first sums divided by the last one; 0 where that is too small."""
+    total = sums[..., -1:]
+    some = total > jnp.finfo(total.dtype).tiny
+    # The gradient of a quotient has the square of its divisor, which may be too small: so that is made 1.
+    scale = jax.lax.stop_gradient(jnp.where(some, 1 / jnp.where(some, total, 1.0), 0.0))
+    sums, total = sums[..., :-1] * scale, total * scale
+    return sums / jnp.where(some, total, 1.0)
+
+
 # --- decays ---------------------------------------------------------------------------------------
 
 
-def _running(g: jax.Array) -> jax.Array:
-    """Returns sums along C of `[..., C, K]`, each with its own."""
-    ones = np.tril(np.ones((g.shape[-2],) * 2, np.float32))
+def _running(g: jax.Array, pairs: Any = None) -> jax.Array:
+    """Returns sums along C of `[..., C, K]`, up to each token and with its own.
+
+    Args:
+        g: `[..., C, K]`.
+        pairs: bool `[N, B, 1, C, C]`, which tokens go into which sum. None, and what is known beforehand:
+            all that are not later.
+    """
+    if isinstance(pairs, jax.Array):
+        ones = pairs[:, :, 0].astype(g.dtype)
+        return jnp.einsum('nbts,nbgsk->nbgtk', ones, g, precision='highest')
+    ones = np.tri(g.shape[-2], dtype=np.float32)
     return jnp.einsum('ts,...sk->...tk', ones, g, precision='highest')
 
 
@@ -403,7 +419,7 @@ def _between(g: jax.Array) -> jax.Array:
     return _running(jnp.where(np.tri(g.shape[-2], k=-1, dtype=bool), g, 0.0))
 
 
-def _decayed_products(q: jax.Array, k: jax.Array, total: jax.Array) -> jax.Array:
+def _decayed_products(q: jax.Array, k: jax.Array, total: jax.Array, runs: Any) -> jax.Array:
     """Returns `sum_K q_t k_s exp(total_t - total_s)`, `[..., C, C]`; 0 where s is after t.
 
     The tokens are halved again and again. A product of queries of the second half with keys of the first
@@ -412,74 +428,82 @@ def _decayed_products(q: jax.Array, k: jax.Array, total: jax.Array) -> jax.Array
     Args:
         q: `[..., C, K]`.
         k: `[..., C, K]`.
-        total: `[..., C, K]`, running sums of logarithms of decays.
+        total: `[..., C, K]`, running sums of logarithms of decays, from the start of each segment.
+        runs: int `[..., C]`, which segment a token is of; of different ones the product is 0.
     """
     size = q.shape[-2]
     if size <= _LEAF:
-        return _leaf_products(q, k, total)
+        same = runs[..., :, None] == runs[..., None, :]
+        return _leaf_products(q, k, total, same & np.tri(size, dtype=bool))
     q, k, total = (x.reshape(*x.shape[:-2], 2, size // 2, x.shape[-1]) for x in (q, k, total))
-    middle = total[..., 0, -1:, :]
-    later = q[..., 1, :, :] * jnp.exp(total[..., 1, :, :] - middle)
-    earlier = k[..., 0, :, :] * jnp.exp(middle - total[..., 0, :, :])
-    across = jnp.einsum('...tk,...sk->...ts', later, earlier)
-    inner = _decayed_products(q, k, total)  # [..., 2, C / 2, C / 2]
+    runs = runs.reshape(*runs.shape[:-1], 2, size // 2)
+    # Between two tokens of a segment all are of it, and so is the last one of the first half.
+    middle, same = total[..., 0, -1:, :], (runs == runs[..., :1, -1:])[..., None]
+    later = jnp.exp(_mask_log(same[..., 1, :, :], total[..., 1, :, :] - middle))
+    earlier = jnp.exp(_mask_log(same[..., 0, :, :], middle - total[..., 0, :, :]))
+    across = jnp.einsum('...tk,...sk->...ts', q[..., 1, :, :] * later, k[..., 0, :, :] * earlier)
+    inner = _decayed_products(q, k, total, runs)  # [..., 2, C / 2, C / 2]
     first = jnp.concatenate([inner[..., 0, :, :], jnp.zeros_like(across)], axis=-1)
     second = jnp.concatenate([across, inner[..., 1, :, :]], axis=-1)
     return jnp.concatenate([first, second], axis=-2)
 
 
 @jax.custom_vjp
-def _leaf_products(q, k, total):
-    """As `_decayed_products`, a pair and a channel at a time."""
-    return jnp.sum(q[..., :, None, :] * k[..., None, :, :] * _leaf_decays(total), axis=-1)
+def _leaf_products(q, k, total, seen):
+    """As `_decayed_products`, a pair and a channel at a time; `seen` is bool `[..., C, C]`."""
+    return jnp.sum(q[..., :, None, :] * k[..., None, :, :] * _leaf_decays(total, seen), axis=-1)
 
 
-def _leaf_decays(total):
+def _leaf_decays(total, seen):
     """Returns `[..., C, C, K]`."""
-    seen = np.tri(total.shape[-2], dtype=bool)[..., None]
-    return jnp.exp(_mask_log(seen, total[..., :, None, :] - total[..., None, :, :]))
+    return jnp.exp(_mask_log(seen[..., None], total[..., :, None, :] - total[..., None, :, :]))
 
 
 def _leaf_backward(residuals, gradient):
-    q, k, total = residuals
-    weights = gradient[..., None] * _leaf_decays(total)  # [..., t, s, K]
+    q, k, total, seen = residuals
+    weights = gradient[..., None] * _leaf_decays(total, seen)  # [..., t, s, K]
     d_q = jnp.sum(weights * k[..., None, :, :], axis=-2)
     d_k = jnp.sum(weights * q[..., :, None, :], axis=-3)
-    return d_q, d_k, q * d_q - k * d_k
+    return d_q, d_k, q * d_q - k * d_k, None
 
 
 _leaf_products.defvjp(lambda *x: (_leaf_products(*x), x), _leaf_backward)
 
 
 def _mask_log(mask: Any, x: jax.Array) -> jax.Array:
-    """Returns logarithms of decays, that of nothing where a mask says so."""
-    return jnp.where(mask, x, _LOWEST)
+    """Returns logarithms where a mask says so, else that of nothing."""
+    return x if _everywhere(mask) else jnp.where(mask, x, _LOWEST)
 
 
 def _only(mask: Any, x: Any) -> Any:
     """Returns `x` where a mask says so, else 0."""
-    if isinstance(mask, np.ndarray) and mask.all():
-        return x
-    return jnp.where(mask, x, 0.0)
+    return x if _everywhere(mask) else jnp.where(mask, x, 0.0)
+
+
+def _everywhere(mask: Any) -> bool:
+    """Whether a mask is known to be True, and need not be asked."""
+    return isinstance(mask, np.ndarray) and mask.all()
 
 
 # --- chunks ---------------------------------------------------------------------------------------
 
 
 class _Spans(NamedTuple):
-    """Which tokens have to do with each other, and with the state before their chunk. All are bool.
+    """Which tokens have to do with each other, and with the state before their chunk: bool, but `runs`.
 
     Attributes:
         real: `[N, B or 1, 1, C]`, not padding.
         pairs: `[N, B or 1, 1, C, C]`, the query's segment is the key's, which is not later.
         reads: `[N, B or 1, 1, C]`, the token's segment is the one of the state before.
         keeps: `[N, B or 1, 1, C]`, the token's segment is the one of the state after.
+        runs: int, `[N, B or 1, 1, C]`, which segment of the row it is.
     """
 
     real: Any
     pairs: Any
     reads: Any
     keeps: Any
+    runs: Any
 
 
 def _spans(segments: jax.Array | None, length: int, size: int, own: bool = True) -> _Spans:
@@ -496,7 +520,8 @@ def _spans(segments: jax.Array | None, length: int, size: int, own: bool = True)
     if segments is None:
         real = (np.arange(chunks * size) < length).reshape(chunks, 1, 1, size)
         everything = np.ones((1, 1, 1, size), bool)
-        return _Spans(real, before[None, None, None], everything, everything)
+        runs = np.zeros(everything.shape, np.int32)
+        return _Spans(real, before[None, None, None], everything, everything, runs)
     segments = jnp.pad(segments, ((0, 0), (0, chunks * size - length)))
     runs = _runs(segments).reshape(-1, chunks, size)  # [B, N, C]
     earlier = jnp.pad(runs[:, :-1, -1:], ((0, 0), (1, 0), (0, 0)))  # [B, N, 1]
@@ -505,6 +530,7 @@ def _spans(segments: jax.Array | None, length: int, size: int, own: bool = True)
         (runs[..., :, None] == runs[..., None, :]) & before,
         runs == earlier,
         runs == runs[..., -1:],
+        runs,
     )
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1)[:, :, None], spans)
 
