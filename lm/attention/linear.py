@@ -306,21 +306,20 @@ def _gated_delta(query, key, value, log_decay, beta, segments, state, chunk):
     decays = jnp.exp(_mask_log(spans.pairs, _between(g)))  # [N, B, G, C, C]
     start = jnp.exp(_mask_log(spans.reads[..., None], _running(g)))  # [N, B, G, C, 1]
     # What each token writes is u - w S, where S is the state before the chunk.
-    written = b * jnp.concatenate([v, k * start], axis=-1)
-    if size > 1:
-        system = jnp.einsum('nbgtk,nbgsk->nbgts', b * k, k) * decays
-        written = jax.lax.linalg.triangular_solve(
-            system, written, left_side=True, lower=True, unit_diagonal=True
-        )
+    system = jnp.einsum('nbgtk,nbgsk->nbgts', b * k, k) * decays
+    written = _inverse(system) @ (b * jnp.concatenate([v, k * start], axis=-1))
     u, w = jnp.split(written, [v.shape[-1]], axis=-1)
     kept = k * decays[..., -1, :, None]
 
-    def step(state, x):
-        u, w, kept, through = x
-        new = u - jnp.einsum('bgck,bgkv->bgcv', w, state)
-        return through * state + jnp.einsum('bgck,bgcv->bgkv', kept, new), (state, new)
+    taken = jnp.einsum('nbgck,nbgcl->nbgkl', kept, w)
+    added = jnp.einsum('nbgck,nbgcv->nbgkv', kept, u)
 
-    last, (before, new) = jax.lax.scan(step, state['state'], (u, w, kept, start[..., -1:, :]))
+    def step(state, x):
+        taken, added, through = x
+        return through * state - taken @ state + added, state
+
+    last, before = jax.lax.scan(step, state['state'], (taken, added, start[..., -1:, :]))
+    new = u - w @ before  # [N, B, G, C, V]
     pairs = jnp.einsum('nbgrtk,nbgsk->nbgrts', q, k) * decays[:, :, :, None]
     out = jnp.einsum('nbgrts,nbgsv->nbgrtv', pairs, new)
     out += jnp.einsum('nbgrtk,nbgkv->nbgrtv', q * start[:, :, :, None], before)
@@ -468,6 +467,37 @@ def _leaf_backward(residuals, gradient):
 
 
 _leaf_products.defvjp(lambda *x: (_leaf_products(*x), x), _leaf_backward)
+
+
+@jax.custom_vjp
+def _inverse(x: jax.Array) -> jax.Array:
+    """Returns inverses of lower triangular matrices `[..., C, C]` with a diagonal of 1, whatever is there.
+
+    By halves, as forward substitution of blocks: all of it is products of matrices, where XLA's solver for
+    CPU takes one column after the other.
+    """
+    size = x.shape[-1]
+    if size == 1:
+        return jnp.ones_like(x)
+    half = size // 2
+    both = _inverse(jnp.stack([x[..., :half, :half], x[..., half:, half:]], axis=-3))
+    first, second = both[..., 0, :, :], both[..., 1, :, :]
+    across = -(second @ x[..., half:, :half]) @ first
+    upper = jnp.concatenate([first, jnp.zeros_like(across)], axis=-1)
+    return jnp.concatenate([upper, jnp.concatenate([across, second], axis=-1)], axis=-2)
+
+
+def _inverse_forward(x):
+    inverse = _inverse(x)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse, gradient):
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    return (-jnp.tril(transposed @ gradient @ transposed, k=-1),)
+
+
+_inverse.defvjp(_inverse_forward, _inverse_backward)
 
 
 def _mask_log(mask: Any, x: jax.Array) -> jax.Array:
