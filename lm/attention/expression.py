@@ -1,7 +1,8 @@
 """Masks written as text: `parse('causal & window(256)') == causal & window(256)`.
 
 The text is read by Python's own parser and must be made of names of a table, calls with integers, `&`,
-`|`, `~` and parentheses. Nothing is ever evaluated.
+`|`, `~` and parentheses. Nothing is ever evaluated. Kinds of `lm.attention.linear` are written alike, but
+stand alone: `gated_linear(rank=16)`.
 """
 
 import ast

@@ -224,6 +224,7 @@ def test_rotary_positions_are_for_those_without_gates(text, position):
     assert (np.abs(near - far).max() > 1e-4) == turns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pattern', [tuple(KINDS[:2]), tuple(KINDS[2:])], ids=str)
 def test_sharded_equals_unsharded(pattern):
     """On 8 devices, in values and gradients, with packed rows."""
