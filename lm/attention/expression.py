@@ -1,7 +1,8 @@
 """Masks written as text: `parse('causal & window(256)') == causal & window(256)`.
 
 The text is read by Python's own parser and must be made of names of a table, calls with integers, `&`,
-`|`, `~` and parentheses. Nothing is ever evaluated.
+`|`, `~` and parentheses. Nothing is ever evaluated. Kinds of `lm.attention.linear` are written alike, but
+stand alone: `gated_linear(rank=16)`.
 """
 
 import ast
@@ -9,12 +10,20 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lm.attention import linear
 from lm.attention.masks import MASKS, PRESETS, Heads, Mask, heads
 from lm.attention.nsa import NSA
 from lm.attention.topk import TopK
 from lm.errors import InputError, nearest
 
-NAMES: dict[str, Any] = {**MASKS, **PRESETS, 'heads': heads, 'topk': TopK, 'nsa': NSA}
+NAMES: dict[str, Any] = {
+    **MASKS,
+    **PRESETS,
+    **linear.KINDS,
+    'heads': heads,
+    'topk': TopK,
+    'nsa': NSA,
+}
 
 
 class _Fault(Exception):

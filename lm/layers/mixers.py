@@ -8,15 +8,25 @@ from typing import Any
 
 import flax.linen as nn
 
+from lm.attention.linear import GatedDelta, GatedLinear, Linear, Performer
 from lm.attention.masks import Mask
 from lm.attention.nsa import NSA
 from lm.attention.topk import TopK
 from lm.config import ModelConfig
 from lm.layers.attention import Attention
+from lm.layers.linear_attention import GatedDeltaNet, GatedLinearAttention, LinearAttention
 from lm.layers.nsa_attention import NSAttention
 from lm.layers.topk_attention import TopKAttention
 
-MIXERS: dict[type, type[nn.Module]] = {Mask: Attention, TopK: TopKAttention, NSA: NSAttention}
+MIXERS: dict[type, type[nn.Module]] = {
+    Mask: Attention,
+    TopK: TopKAttention,
+    NSA: NSAttention,
+    Linear: LinearAttention,
+    Performer: LinearAttention,
+    GatedLinear: GatedLinearAttention,
+    GatedDelta: GatedDeltaNet,
+}
 
 
 def mixer(kind: Any) -> type[nn.Module]:
