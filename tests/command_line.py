@@ -161,11 +161,12 @@ def metrics(workdir: Path) -> list[dict]:
 
 
 def assert_refused(result: Result, *parts: str) -> None:
-    """Asserts exit code 2 and one line on stderr that holds all parts."""
+    """Asserts exit code 2 and one line on stderr that holds all parts, and perhaps what it underlines."""
     assert result.code == 2, result
     assert 'Traceback' not in result.err + result.out
     assert result.err.startswith('error: '), result.err
-    assert result.err.count('\n') == 1, result.err
+    _, *underlined = result.err.splitlines()
+    assert not underlined or (len(underlined) == 2 and set(underlined[1]) == set(' ^')), result.err
     for part in parts:
         assert part in result.err, (part, result.err)
 

@@ -91,19 +91,45 @@ def _attention(what: str, length: int) -> Callable[..., Any]:
     mask = attention.parse(expression)
     if implementation:
         return functools.partial(attention.attend, mask=mask, implementation=implementation)
-    return attention.function(mask, length)
+    return _other(mask)
+
+
+def _other(kind: Any) -> Callable[..., Any]:
+    """Returns what runs a kind that is no mask. Gates are made of keys and values: they have gradients."""
+    import jax
+    import jax.numpy as jnp
+
+    from lm.attention import linear, topk
+
+    def gated_linear(query, key, value):
+        return linear.gated_linear(query, key, value, -0.1 * jax.nn.softplus(key))[0]
+
+    def gated_delta(query, key, value):
+        log_decay = -0.1 * jax.nn.softplus(key[..., 0])
+        key /= jnp.linalg.norm(key, axis=-1, keepdims=True)
+        return linear.gated_delta(query, key, value, log_decay, jax.nn.sigmoid(value[..., 0]))[0]
+
+    match kind:
+        case topk.TopK():
+            return functools.partial(topk.attend, spec=kind)
+        case linear.GatedLinear():
+            return gated_linear
+        case linear.GatedDelta():
+            return gated_delta
+    return lambda *arrays: linear.linear(*arrays, kind)[0]
 
 
 def _pairs(what: str, length: int) -> dict[str, float] | None:
     """Returns which part of the square a mask allows, and which is computed."""
     from lm import attention
+    from lm.attention import choose
     from lm.attention.show import density
 
     implementation, _, expression = what.rpartition(':')
     if not implementation:
         return None
     mask = attention.parse(expression)
-    case = attention.Case(mask, length, length, WIDTH, 'float32', 'cpu')
+    case = choose.Case(mask, length, length, WIDTH, 'float32', 'cpu')
     computed = attention.IMPLEMENTATIONS[implementation].pairs(case)
     return {'allowed': density(mask, length), 'computed': computed / length**2}
 
