@@ -332,7 +332,7 @@ def _capability() -> float:
 
 
 def explain(
-    mask: Mask | str,
+    mask: Mask | tuple[Mask, ...] | str,
     shape: tuple[int, ...],
     platform: str | None = None,
     *,
@@ -342,15 +342,19 @@ def explain(
     """Returns a text that says which implementation would run, what each would compute, and why.
 
     Args:
-        mask: or its text.
+        mask: or several, or their text.
         shape: `[B, T, H, K]` of the queries; keys are as long.
         platform: cpu | gpu | tpu. None is this machine's.
         dtype: of the arrays.
         capability: of the GPU: 8.0 is Ampere, 9.0 Hopper.
     """
-    from lm.attention.expression import parse
+    from lm.attention.expression import parse_mask
 
-    mask = parse(mask, 'mask') if isinstance(mask, str) else mask
+    mask = parse_mask(mask) if isinstance(mask, str) else mask
+    if isinstance(mask, tuple | Heads):
+        parts = mask.masks if isinstance(mask, Heads) else mask
+        options = {'dtype': dtype, 'capability': capability}
+        return '\n'.join(explain(part, shape, platform, **options) for part in parts)
     platform = platform or jax.default_backend()
     _, length, _, width = shape
     case = Case(

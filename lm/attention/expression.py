@@ -64,6 +64,20 @@ def parse(
     raise InputError(f"{place} = '{text}': {message}\n  {text}\n  {carets}")
 
 
+def parse_mask(text: str, place: str = 'mask') -> Mask | tuple[Mask, ...]:
+    """Returns the mask, or the pattern of masks, that a text describes.
+
+    Raises:
+        InputError: as `parse`, or it describes a kind of attention that has no mask.
+    """
+    made = parse(text, place)
+    if not isinstance(made, Mask | tuple):
+        raise InputError(
+            f"{place} = '{text}' has no mask: what it sees depends on the text, or is all before."
+        )
+    return made
+
+
 def parse_pattern(texts: Sequence[str], place: str = 'config.model.attention') -> tuple[Any, ...]:
     """Returns what the layers of a model go through in turn: one entry a text, two for `gpt3`."""
     made = (parse(text, place) for text in texts)

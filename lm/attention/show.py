@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.attention.expression import parse
+from lm.attention.expression import parse_mask
 from lm.attention.masks import EMPTY, FULL, Heads, Mask, Range
 
 _BLOCK = 64  # Tokens of a block in which pairs are counted.
@@ -101,7 +101,7 @@ def density(mask: Mask, length: int) -> float:
 
 def _flat(mask) -> list[tuple[str, Mask]]:
     """Returns the masks to be drawn, with their titles."""
-    mask = parse(mask, 'mask') if isinstance(mask, str) else mask
+    mask = parse_mask(mask) if isinstance(mask, str) else mask
     if isinstance(mask, tuple):
         layers = [layer for each in mask for layer in _layers(each)]
         return [
@@ -115,7 +115,7 @@ def _flat(mask) -> list[tuple[str, Mask]]:
 
 
 def _layers(mask) -> tuple[Mask, ...]:
-    mask = parse(mask, 'mask') if isinstance(mask, str) else mask
+    mask = parse_mask(mask) if isinstance(mask, str) else mask
     return mask if isinstance(mask, tuple) else (mask,)
 
 

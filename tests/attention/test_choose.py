@@ -68,6 +68,17 @@ def test_cudnn_needs_a_gpu():
         attend(*arrays, causal, implementation='cudnn')
 
 
+def test_explains_each_of_several():
+    lines = explain('gpt3(64)', (1, 4096, 8, 64), 'cpu').split('\n')
+    assert [line for line in lines if line[0] != ' '] == [
+        'causal over 4,096 tokens on cpu: blocked',
+        'causal & window(64) over 4,096 tokens on cpu: sparse',
+    ]
+    assert explain('heads(causal, full)', (1, 64, 8, 64), 'cpu').count(': blocked') == 2
+    with pytest.raises(InputError, match="mask = 'topk' has no mask"):
+        explain('topk', (1, 64, 8, 64))
+
+
 def test_explains():
     text = explain('causal & window(64)', (1, 4096, 8, 64), 'cpu')
     first, *rest = text.split('\n')
