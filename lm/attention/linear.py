@@ -159,7 +159,8 @@ def empty(
     return {'state': jnp.zeros((batch, groups, width, values), dtype)}
 
 
-def _empty_for(kind: _Kind, key: jax.Array, value: jax.Array) -> State:
+def empty_for(kind: _Kind, key: jax.Array, value: jax.Array) -> State:
+    """Returns the state before the first token, for `[B, T, G, K]` keys and `[B, T, G, V]` values."""
     batch, _, groups, width = key.shape
     return empty(kind, batch, groups, width, value.shape[3], _wide(key.dtype))
 
@@ -198,7 +199,7 @@ def linear(
         state, None where later tokens are seen.
     """
     run = functools.partial(_linear, kind=kind, chunk=chunk)
-    state = state or _empty_for(kind, key, value)
+    state = state or empty_for(kind, key, value)
     return jax.checkpoint(run)(query, key, value, segments, state)
 
 
@@ -225,7 +226,7 @@ def gated_linear(
         `[B, T, H, V]` in the dtype of the query, and the state.
     """
     run = functools.partial(_gated_linear, chunk=chunk)
-    state = state or _empty_for(GatedLinear(), key, value)
+    state = state or empty_for(GatedLinear(), key, value)
     return jax.checkpoint(run)(query, key, value, log_decay, segments, state)
 
 
@@ -254,7 +255,7 @@ def gated_delta(
         `[B, T, H, V]` in the dtype of the query, and the state.
     """
     run = functools.partial(_gated_delta, chunk=chunk)
-    state = state or _empty_for(GatedDelta(), key, value)
+    state = state or empty_for(GatedDelta(), key, value)
     return jax.checkpoint(run)(query, key, value, log_decay, beta, segments, state)
 
 
@@ -553,7 +554,7 @@ def _spans(segments: jax.Array | None, length: int, size: int, own: bool = True)
         runs = np.zeros(everything.shape, np.int32)
         return _Spans(real, before[None, None, None], everything, everything, runs)
     segments = jnp.pad(segments, ((0, 0), (0, chunks * size - length)))
-    runs = _runs(segments).reshape(-1, chunks, size)  # [B, N, C]
+    runs = run_numbers(segments).reshape(-1, chunks, size)  # [B, N, C]
     earlier = jnp.pad(runs[:, :-1, -1:], ((0, 0), (1, 0), (0, 0)))  # [B, N, 1]
     spans = _Spans(
         (segments > 0).reshape(runs.shape),
@@ -565,7 +566,7 @@ def _spans(segments: jax.Array | None, length: int, size: int, own: bool = True)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1)[:, :, None], spans)
 
 
-def _runs(segments: jax.Array) -> jax.Array:
+def run_numbers(segments: jax.Array) -> jax.Array:
     """Returns int32 `[B, T]`, how often the segment has changed; padding goes with what is before it.
 
     `[[0, 3, 3, 0, 5, 5, 0]]` becomes `[[0, 0, 0, 0, 1, 1, 1]]`.

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.attention import linear
+from lm.attention import linear, passed
 from lm.attention.linear import GatedDelta, GatedLinear, Linear, Performer
 from lm.config import ModelConfig
 from lm.layers.attention import Cache, head_sizes
@@ -47,10 +47,9 @@ class LinearAttention(nn.Module):
         query, key = _normed(c, query, key)
         if tokens.angles is not None:
             query, key = rotate(query, tokens.angles), rotate(key, tokens.angles)
-        out, state = linear.linear(
-            query, key, value, self.kind, segments=_segments(tokens), state=cache
-        )
-        return _out(c, out), None if cache is None else state
+        run = functools.partial(linear.linear, kind=self.kind)
+        out, state = _run(run, self.kind, (query, key, value), tokens, cache)
+        return _out(c, out), state
 
     @staticmethod
     def make_cache(config: ModelConfig, kind: Any, batch: int, length: int) -> Cache:
@@ -88,11 +87,10 @@ class GatedLinearAttention(nn.Module):
         query, key, value = _projections(c, x)
         query, key = _normed(c, query, key)
         decay = LowRankDecay((groups, width), self.kind, jnp.dtype(c.dtype), name='decay')(x)
-        out, state = linear.gated_linear(
-            query, key, value, decay, segments=_segments(tokens), state=cache
-        )
+        arrays = query, key, value, decay
+        out, state = _run(linear.gated_linear, self.kind, arrays, tokens, cache)
         gate = _dense(c)((heads, width), name='gate')(x)
-        return _out(c, _gated(out, gate)), None if cache is None else state
+        return _out(c, _gated(out, gate)), state
 
     make_cache = LinearAttention.make_cache
     grow = LinearAttention.grow
@@ -133,15 +131,9 @@ class GatedDeltaNet(nn.Module):
         beta = jax.nn.sigmoid(
             Dense((groups,), dtype=jnp.dtype(c.dtype), name='beta')(x).astype(jnp.float32)
         )
-        out, state = linear.gated_delta(
-            query,
-            key,
-            mixed['value'],
-            decay,
-            beta,
-            segments=_segments(tokens),
-            state=None if cache is None else {'state': cache['state']},
-        )
+        arrays = query, key, mixed['value'], decay, beta
+        state = None if cache is None else {'state': cache['state']}
+        out, state = _run(linear.gated_delta, self.kind, arrays, tokens, state)
         gate = _dense(c)((heads, values), name='gate')(x)
         out = _out(c, _gated(out, gate))
         return out, None if cache is None else state | tails
@@ -305,8 +297,15 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
-def _segments(tokens: Tokens) -> jax.Array | None:
-    """Returns the segments of tokens; with a cache, 1 for tokens and 0 for padding."""
-    if tokens.places is None:
-        return tokens.segments
-    return jnp.where(tokens.places >= 0, 1, 0)
+def _run(
+    run: passed.Run,
+    kind: Any,
+    arrays: tuple[jax.Array, ...],
+    tokens: Tokens,
+    state: linear.State | None,
+) -> tuple[jax.Array, linear.State | None]:
+    """Returns what queries read, `[B, T, H, V]`, and the next state, if there was one before."""
+    if state is None:
+        return passed.attend(run, kind, *arrays, segments=tokens.segments), None
+    real = jnp.where(tokens.places >= 0, 1, 0)
+    return run(*arrays, segments=real, state=state)
