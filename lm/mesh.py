@@ -117,9 +117,12 @@ def check_batch(rows: int, length: int, accumulation: int, mesh: Mesh, place: st
         )
     if length % mesh.shape['sequence']:
         parts = mesh.shape['sequence']
+        divisors = (n for n in range(1, length + 1) if length % n == 0)
+        degree = min(divisors, key=lambda n: abs(n - parts))
         raise InputError(
             f'config.data.length = {length} tokens cannot be divided by mesh.sequence = {parts}. '
-            f'The nearest that can: {max(parts, round(length / parts) * parts)}.'
+            f'The nearest that can: {max(parts, round(length / parts) * parts)} tokens, '
+            f'or mesh.sequence = {degree}.'
         )
 
 
