@@ -128,7 +128,11 @@ SETTINGS = {
     'accumulation': ({'optimizer__accumulation': 3}, ['optimizer.accumulation 3']),
     'length': (
         {'mesh__data': 1, 'mesh__sequence': 8, 'data__length': 20},
-        ['config.data.length = 20', 'mesh.sequence = 8', 'nearest that can: 16 tokens, or mesh.sequence = 10'],
+        [
+            'config.data.length = 20',
+            'mesh.sequence = 8',
+            'nearest that can: 16 tokens, or mesh.sequence = 10',
+        ],
     ),
     'devices': ({'mesh__data': 3}, ['data=3', 'there are 8']),
     'two open axes': ({'mesh__fsdp': -1}, ['only one may be -1']),

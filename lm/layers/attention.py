@@ -15,7 +15,7 @@ from lm.errors import InputError
 from lm.layers.dense import Dense
 from lm.layers.norm import RMSNorm
 from lm.layers.position import alibi_slopes, rotate
-from lm.layers.tokens import Tokens
+from lm.layers.tokens import UNKNOWN, Tokens
 
 # Keys and values of one layer, `{'key': [B, G, S, K], 'value': [B, G, S, K]}`: what a head multiplies lies
 # together, and need not be moved for it. 16 bits are kept as integers. Where the mask forgets, there are
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: Tokens, cache: Cache | None = None
+        self, x: jax.Array, tokens: Tokens = UNKNOWN, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]`, and the cache with these tokens in it.
 

@@ -12,7 +12,7 @@ from lm.layers.attention import Cache
 from lm.layers.mixers import mixer
 from lm.layers.mlp import MLP
 from lm.layers.norm import NORMS
-from lm.layers.tokens import Tokens
+from lm.layers.tokens import UNKNOWN, Tokens
 from lm.mesh import ROWS, constrain
 
 # Where a norm stands: before the sublayer (stable at depth: Xiong et al. 2020,
@@ -49,7 +49,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        tokens: Tokens,
+        tokens: Tokens = UNKNOWN,
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
@@ -83,7 +83,7 @@ class Group(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        tokens: Tokens,
+        tokens: Tokens = UNKNOWN,
         cache: dict[str, Cache] | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, dict[str, Cache] | None]:

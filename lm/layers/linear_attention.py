@@ -21,7 +21,7 @@ from lm.layers.attention import Cache, head_sizes
 from lm.layers.dense import STDDEV, Dense, affine
 from lm.layers.norm import RMSNorm
 from lm.layers.position import rotate
-from lm.layers.tokens import Tokens
+from lm.layers.tokens import UNKNOWN, Tokens
 
 
 class LinearAttention(nn.Module):
@@ -39,7 +39,7 @@ class LinearAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: Tokens, cache: Cache | None = None
+        self, x: jax.Array, tokens: Tokens = UNKNOWN, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
         c = self.config
@@ -79,7 +79,7 @@ class GatedLinearAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: Tokens, cache: Cache | None = None
+        self, x: jax.Array, tokens: Tokens = UNKNOWN, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
         c = self.config
@@ -113,7 +113,7 @@ class GatedDeltaNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: Tokens, cache: Cache | None = None
+        self, x: jax.Array, tokens: Tokens = UNKNOWN, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
         c = self.config

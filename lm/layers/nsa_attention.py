@@ -16,7 +16,7 @@ from lm.attention.nsa import NSA
 from lm.config import ModelConfig
 from lm.layers.attention import bits, extras, head_sizes, merge_heads, project, read
 from lm.layers.dense import Dense
-from lm.layers.tokens import Tokens
+from lm.layers.tokens import UNKNOWN, Tokens
 from lm.layers.topk_attention import (
     attend_to_cache,
     beginnings,
@@ -45,7 +45,7 @@ class NSAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: Tokens, cache: Cache | None = None
+        self, x: jax.Array, tokens: Tokens = UNKNOWN, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
         c, kind, options = self.config, self.kind, extras(self.config)

@@ -22,3 +22,6 @@ class Tokens:
     in_prefix: jax.Array | None = None
     places: jax.Array | None = None
     fresh: bool = struct.field(pytree_node=False, default=False)
+
+
+UNKNOWN = Tokens()

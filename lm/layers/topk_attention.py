@@ -16,7 +16,7 @@ from lm.attention.nsa import NSA
 from lm.attention.topk import TopK
 from lm.config import ModelConfig
 from lm.layers.attention import bits, extras, head_sizes, merge_heads, project, read, write
-from lm.layers.tokens import Tokens
+from lm.layers.tokens import UNKNOWN, Tokens
 
 # `{'key', 'value': [B, G, M * size, K], 'mean': float32 [B, G, M, K], 'chosen': int32 [B, G, N, n]}`: of M
 # blocks, and of N chunks of tokens with n blocks each. 16 bits are kept as integers.
@@ -36,7 +36,7 @@ class TopKAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, tokens: Tokens, cache: Cache | None = None
+        self, x: jax.Array, tokens: Tokens = UNKNOWN, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
         c, kind = self.config, self.kind

@@ -82,7 +82,7 @@ def test_qk_norm_makes_attention_blind_to_the_size_of_its_input():
 def test_write_puts_each_row_at_its_own_places():
     cache = {name: jnp.zeros((2, 1, 5, 1)) for name in ('key', 'value')}
     new = jnp.arange(1.0, 5.0).reshape(2, 2, 1, 1)
-    got = write(cache, new, -new, jnp.array([[0, 1], [3, 4]]))
+    got = write(cache, new, -new, jnp.array([[0, 1], [3, 4]]), Causal().reach())
     np.testing.assert_array_equal(got['key'][:, 0, :, 0], [[1, 2, 0, 0, 0], [0, 0, 0, 3, 4]])
     np.testing.assert_array_equal(got['value'], -got['key'])
 
