@@ -36,6 +36,7 @@ class Case:
         segments: rows hold several documents, or prefixes are told.
         extras: of the logits.
         sequence: over how many devices positions are split.
+        divided: whether the mesh divides rows, positions and heads evenly.
         capability: of an NVIDIA GPU, such as 9.0; 0 for others.
         devices: of the mesh.
     """
@@ -50,6 +51,7 @@ class Case:
     segments: bool = False
     extras: Extras = PLAIN
     sequence: int = 1
+    divided: bool = True
     capability: float = 0.0
     devices: int = 1
 
@@ -231,13 +233,14 @@ def attend(
         segments=segments is not None or in_prefix is not None,
         extras=Extras(softcap or None, slopes),
         sequence=1 if mesh.empty else mesh.shape.get('sequence', 1),
+        divided=sharded.divides(query, key),
         capability=_capability(),
         devices=1 if mesh.empty else mesh.size,
     )
     chosen = IMPLEMENTATIONS[choose(case, implementation)]
     if not case.whole:
         tokens |= {'positions': positions, 'bias': bias}
-    elif case.sequence > 1 and chosen.form:
+    elif case.sequence > 1 and case.divided and chosen.form:
         return sharded.attend(chosen.form, query, key, value, mask, extras=case.extras, **tokens)
     return chosen.run(query, key, value, mask, extras=case.extras, **tokens)
 
@@ -258,7 +261,9 @@ def choose(case: Case, implementation: str = 'auto') -> str:
         ):
             raise InputError(f"{_PLACE} = '{implementation}' {obstacle}")
         return implementation if case.whole or implementation == 'cudnn' else 'xla'
-    if not case.whole or case.length != case.source or case.length % case.sequence:
+    if not case.whole:
+        return 'xla'
+    if case.sequence > 1 and (case.length != case.source or not case.divided):
         return 'xla'
     for kernel in ('splash', 'hopper'):
         if _trusted(kernel, case):

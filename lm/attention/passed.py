@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.attention import linear
 from lm.attention.linear import GatedDelta, GatedLinear, Performer, State
-from lm.attention.sharded import AXIS
+from lm.attention.sharded import AXIS, divides
 
 _ROWS = ('data', 'fsdp')
 
@@ -36,7 +36,7 @@ def attend(run: Run, kind: Any, *arrays: jax.Array, segments: jax.Array | None) 
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else mesh.shape.get(AXIS, 1)
-    if shards == 1 or arrays[0].shape[1] % shards or not kind.is_causal:
+    if shards == 1 or not kind.is_causal or not divides(*arrays[:2]):
         return run(*arrays, segments=segments)[0]
     heads = P(_ROWS, AXIS, 'tensor')
     specs = (heads,) * len(arrays), None if segments is None else P(_ROWS, AXIS)

@@ -10,6 +10,7 @@ Three ways, chosen by the mask:
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,16 @@ from lm.attention.masks import Causal, Full, Mask
 
 AXIS = 'sequence'
 _ROWS = ('data', 'fsdp')
+
+
+def divides(query: jax.Array, key: jax.Array) -> bool:
+    """Whether the mesh in context divides rows, positions and heads, `[B, T, H, K]` and `[B, S, G, K]`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return True
+    rows = math.prod(mesh.shape.get(axis, 1) for axis in _ROWS)
+    axes = (rows, mesh.shape.get(AXIS, 1), mesh.shape.get('tensor', 1))
+    return not any(n % size for x in (query, key) for n, size in zip(x.shape, axes, strict=False))
 
 
 def way(mask: Mask, length: int, shards: int, extras: Extras) -> str:
@@ -61,7 +72,9 @@ def attend(
     ]
     tokens = Tokens(*(segments or (None, None)), in_prefix)
     local = functools.partial(run, form=form, mask=mask, extras=extras, shards=shards)
-    heads, places = P(_ROWS, AXIS, 'tensor', None), P(_ROWS, AXIS)
+    # Slopes are numbers of the program, the same on all devices: with them, so are the heads.
+    heads = P(_ROWS, AXIS, None if extras.slopes else 'tensor', None)
+    places = P(_ROWS, AXIS)
     specs = jax.tree.map(lambda _: places, tokens)
     return jax.shard_map(
         local, in_specs=(heads, heads, heads, specs), out_specs=heads, check_vma=False

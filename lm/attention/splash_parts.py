@@ -55,6 +55,7 @@ class First:
     length: int
     block: int
     count: int
+    start: int = 0
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
         x = x[(slice(None),) * axis + (slice(self.count),)]

@@ -77,6 +77,19 @@ def test_distances_are_those_of_the_whole_row(case):
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+def test_what_the_mesh_cannot_divide_is_left_to_the_compiler():
+    """One row, or heads that are fewer than the devices they would go to."""
+    for batch, groups in ((1, 2), (4, 1)):
+        arrays = [
+            jax.random.normal(jax.random.key(i), (batch, 32, heads, 8))
+            for i, heads in enumerate((4, groups, groups))
+        ]
+        want = attend(*arrays, causal)
+        with jax.set_mesh(mesh.make(MeshConfig(1, 2, 2, 2))):
+            got = jax.jit(lambda *x: attend(*x, causal))(*arrays)
+        np.testing.assert_allclose(got, want, atol=2e-6)
+
+
 @pytest.mark.parametrize('case', CASES)
 def test_ways(case):
     mask, expected = CASES[case]
