@@ -17,8 +17,9 @@ _PLACE = 'config.model.attention_implementation'
 # Blocks that are fetched one by one cost more than those that lie where they are needed: below this part
 # of the pairs, block-sparse attention wins (`experiments/attention/README.md`).
 _WORTH = 0.7
-# Shorter rows have too few blocks for any to be left out.
-_SHORT = 512
+# Shorter rows have too few blocks for any to be left out; of longer ones the logits of a block of queries,
+# of which `blocked` has 16 at most, take gigabytes.
+_SHORT, _LONG = 512, 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +269,7 @@ def choose(case: Case, implementation: str = 'auto') -> str:
     for kernel in ('splash', 'hopper'):
         if _trusted(kernel, case):
             return kernel
-    few = case.length > _SHORT and _share(case) < _WORTH
+    few = case.length > _LONG or (case.length > _SHORT and _share(case) < _WORTH)
     whole_rows = case.sequence == 1
     if whole_rows and not few and case.mask in (Causal(), Full()) and _trusted('cudnn', case):
         return 'cudnn'

@@ -23,6 +23,7 @@ CASE = Case(causal, 4096, 4096, 64, jnp.dtype('bfloat16'), 'cpu')
         ({'mask': causal & window(64)}, 'sparse'),
         ({'mask': masks.sparse_transformer_strided(64)}, 'sparse'),
         ({'mask': causal & window(64), 'length': 256, 'source': 256}, 'blocked'),
+        ({'length': 16384, 'source': 16384}, 'sparse'),
         ({'whole': False}, 'xla'),
         ({'sequence': 2}, 'blocked'),
         ({'sequence': 2, 'divided': False}, 'xla'),
