@@ -221,7 +221,7 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    drawing = Figure((9.6, 4.4), layout='constrained')
+    drawing = Figure((10.6, 4.2), layout='constrained')
     panels = drawing.subplots(1, 2)
     names = list(dict.fromkeys(r['contestant'] for r in records))
     for axes, title, value in (
@@ -242,7 +242,7 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel('tokens in a row')
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     drawing.savefig(path, dpi=144)
 
 

@@ -269,11 +269,11 @@ def choose(case: Case, implementation: str = 'auto') -> str:
     for kernel in ('splash', 'hopper'):
         if _trusted(kernel, case):
             return kernel
-    few = case.length > _LONG or (case.length > _SHORT and _share(case) < _WORTH)
+    few = case.length > _SHORT and _share(case) < _WORTH
     whole_rows = case.sequence == 1
     if whole_rows and not few and case.mask in (Causal(), Full()) and _trusted('cudnn', case):
         return 'cudnn'
-    return 'sparse' if few else 'blocked'
+    return 'sparse' if few or case.length > _LONG else 'blocked'
 
 
 def _trusted(name: str, case: Case) -> bool:

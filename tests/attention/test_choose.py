@@ -24,6 +24,7 @@ CASE = Case(causal, 4096, 4096, 64, jnp.dtype('bfloat16'), 'cpu')
         ({'mask': masks.sparse_transformer_strided(64)}, 'sparse'),
         ({'mask': causal & window(64), 'length': 256, 'source': 256}, 'blocked'),
         ({'length': 16384, 'source': 16384}, 'sparse'),
+        ({'length': 16384, 'source': 16384, 'platform': 'gpu', 'capability': 9.0}, 'cudnn'),
         ({'whole': False}, 'xla'),
         ({'sequence': 2}, 'blocked'),
         ({'sequence': 2, 'divided': False}, 'xla'),
