@@ -18,6 +18,7 @@ needs an array of all pairs:
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -131,14 +132,27 @@ def _table(empty: np.ndarray, full: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class And(Mask):
-    """What all of them allow: `a & b`."""
+class _Several(Mask):
+    """What is made of several masks."""
 
     masks: tuple[Mask, ...]
 
+    @property
+    def is_causal(self):
+        return all(m.is_causal for m in self.masks)
+
+    @property
+    def is_shift_invariant(self):
+        return all(m.is_shift_invariant for m in self.masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class And(_Several):
+    """What all of them allow: `a & b`."""
+
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
         parts = (m.allows(q_positions, k_positions, known) for m in self.masks)
-        return functools.reduce(lambda a, b: a & b, parts)
+        return functools.reduce(operator.and_, parts)
 
     def classify(self, query, key):
         return functools.reduce(np.minimum, (m.classify(query, key) for m in self.masks))
@@ -150,23 +164,17 @@ class And(Mask):
     def is_causal(self):
         return any(m.is_causal for m in self.masks)
 
-    @property
-    def is_shift_invariant(self):
-        return all(m.is_shift_invariant for m in self.masks)
-
     def __str__(self):
         return ' & '.join(f'({m})' if isinstance(m, Or) else str(m) for m in self.masks)
 
 
 @dataclasses.dataclass(frozen=True)
-class Or(Mask):
+class Or(_Several):
     """What one of them allows: `a | b`."""
-
-    masks: tuple[Mask, ...]
 
     def allows(self, q_positions, k_positions, known=NOTHING_KNOWN):
         parts = (m.allows(q_positions, k_positions, known) for m in self.masks)
-        return functools.reduce(lambda a, b: a | b, parts)
+        return functools.reduce(operator.or_, parts)
 
     def classify(self, query, key):
         return functools.reduce(np.maximum, (m.classify(query, key) for m in self.masks))
@@ -174,14 +182,6 @@ class Or(Mask):
     def reach(self):
         each = [m.reach() for m in self.masks]
         return Reach(max(r.recent for r in each), max(r.pinned for r in each))
-
-    @property
-    def is_causal(self):
-        return all(m.is_causal for m in self.masks)
-
-    @property
-    def is_shift_invariant(self):
-        return all(m.is_shift_invariant for m in self.masks)
 
     def __str__(self):
         return ' | '.join(map(str, self.masks))
@@ -497,21 +497,14 @@ def _scramble_int(x: int) -> np.uint32:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heads(Mask):
-    """Masks for equal parts of the heads, in order: `heads(causal, causal & window(64))`."""
+class Heads(_Several):
+    """Masks for equal parts of the heads, in order: `heads(causal, causal & window(64))`.
 
-    masks: tuple[Mask, ...]
+    `lm.attention.attend` takes it apart; by itself it says nothing of pairs.
+    """
 
     def reach(self):
         return Or(self.masks).reach()
-
-    @property
-    def is_causal(self):
-        return all(m.is_causal for m in self.masks)
-
-    @property
-    def is_shift_invariant(self):
-        return all(m.is_shift_invariant for m in self.masks)
 
     def __str__(self):
         return f'heads({", ".join(map(str, self.masks))})'

@@ -17,8 +17,7 @@ from jax.sharding import PartitionSpec as P
 from lm.attention import linear
 from lm.attention.linear import GatedDelta, GatedLinear, Performer, State
 from lm.attention.sharded import AXIS, divides
-
-_ROWS = ('data', 'fsdp')
+from lm.mesh import ROWS
 
 # (*arrays, segments=, state=) -> (out, state)
 Run = Callable[..., tuple[jax.Array, State]]
@@ -38,8 +37,8 @@ def attend(run: Run, kind: Any, *arrays: jax.Array, segments: jax.Array | None) 
     shards = 1 if mesh.empty else mesh.shape.get(AXIS, 1)
     if shards == 1 or not kind.is_causal or not divides(*arrays[:2]):
         return run(*arrays, segments=segments)[0]
-    heads = P(_ROWS, AXIS, 'tensor')
-    specs = (heads,) * len(arrays), None if segments is None else P(_ROWS, AXIS)
+    heads = P(ROWS, AXIS, 'tensor')
+    specs = (heads,) * len(arrays), None if segments is None else P(ROWS, AXIS)
     local = functools.partial(_local, run=run, kind=kind, shards=shards)
     return jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)(arrays, segments)
 

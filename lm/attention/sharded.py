@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from lm.attention import block, blocked
 from lm.attention.block import PLAIN, Extras, Form, Tokens
 from lm.attention.masks import Causal, Full, Mask
+from lm.mesh import ROWS
 
 AXIS = 'sequence'
-_ROWS = ('data', 'fsdp')
 
 
 def divides(query: jax.Array, key: jax.Array) -> bool:
@@ -29,7 +29,7 @@ def divides(query: jax.Array, key: jax.Array) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return True
-    rows = math.prod(mesh.shape.get(axis, 1) for axis in _ROWS)
+    rows = math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
     axes = (rows, mesh.shape.get(AXIS, 1), mesh.shape.get('tensor', 1))
     return not any(n % size for x in (query, key) for n, size in zip(x.shape, axes, strict=False))
 
@@ -73,8 +73,8 @@ def attend(
     tokens = Tokens(*(segments or (None, None)), in_prefix)
     local = functools.partial(run, form=form, mask=mask, extras=extras, shards=shards)
     # Slopes are numbers of the program, the same on all devices: with them, so are the heads.
-    heads = P(_ROWS, AXIS, None if extras.slopes else 'tensor', None)
-    places = P(_ROWS, AXIS)
+    heads = P(ROWS, AXIS, None if extras.slopes else 'tensor', None)
+    places = P(ROWS, AXIS)
     specs = jax.tree.map(lambda _: places, tokens)
     return jax.shard_map(
         local, in_specs=(heads, heads, heads, specs), out_specs=heads, check_vma=False
