@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from lm import attention, backend, mesh, optimizers, tokenizer
 from lm import config as configs
-from lm.attention.masks import Full, Mask
 from lm.config import Config
 from lm.data import features, source
 from lm.errors import InputError
@@ -61,7 +60,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         if not kind.is_causal:
             raise InputError(
                 f"config.model.attention: '{kind}' lets tokens see those that they are to predict. "
-                f"Did you mean '{_causal_form(kind)}'?"
+                f"Did you mean '{attention.causal_form(kind)}'?"
             )
         if config.data.packing and not getattr(kind, 'is_shift_invariant', True):
             raise InputError(
@@ -77,13 +76,6 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         steps = Steps(config, text.vocab_size, device_mesh, optimizer)
     objective = functools.partial(OBJECTIVES['causal'], spec=None)
     return Run(config, text, device_mesh, steps, learning_rate, objective)
-
-
-def _causal_form(kind: Any) -> Any:
-    """Returns what sees the same earlier tokens, and no later ones."""
-    if not isinstance(kind, Mask):
-        return dataclasses.replace(kind, causal=1)
-    return 'causal' if kind == Full() else f'causal & ({kind})'
 
 
 def check_mesh(config: Config) -> Mesh:

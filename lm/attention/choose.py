@@ -254,14 +254,10 @@ def choose(case: Case, implementation: str = 'auto') -> str:
     """
     if implementation != 'auto':
         chosen = lookup(IMPLEMENTATIONS, implementation, _PLACE)
-        # A step of decoding has no use for blocks: what is forced is how rows are trained on.
-        if (
-            obstacle := ''
-            if not case.whole and implementation != 'cudnn'
-            else chosen.obstacle(case)
-        ):
+        # A step of decoding has no use for kernels: what is forced is how rows are trained on.
+        if case.whole and (obstacle := chosen.obstacle(case)):
             raise InputError(f"{_PLACE} = '{implementation}' {obstacle}")
-        return implementation if case.whole or implementation == 'cudnn' else 'xla'
+        return implementation if case.whole else 'xla'
     if not case.whole:
         return 'xla'
     if case.sequence > 1 and (case.length != case.source or not case.divided):
@@ -326,7 +322,7 @@ def _platform() -> str:
 
 def _capability() -> float:
     """The compute capability of an NVIDIA GPU, 0 elsewhere."""
-    if jax.default_backend() != 'gpu':
+    if not _platform() == jax.default_backend() == 'gpu':
         return 0.0
     device = jax.devices()[0]
     # AMD's GPUs are of platform 'gpu' too.
@@ -338,7 +334,7 @@ def _capability() -> float:
 
 
 def explain(
-    mask: Mask | tuple[Mask, ...] | str,
+    mask: Mask | str | tuple[Mask | str, ...],
     shape: tuple[int, ...],
     platform: str | None = None,
     *,
@@ -354,9 +350,9 @@ def explain(
         dtype: of the arrays.
         capability: of the GPU: 8.0 is Ampere, 9.0 Hopper.
     """
-    from lm.attention.expression import parse_mask
+    from lm.attention.expression import as_mask
 
-    mask = parse_mask(mask) if isinstance(mask, str) else mask
+    mask = as_mask(mask)
     if isinstance(mask, tuple | Heads):
         parts = mask.masks if isinstance(mask, Heads) else mask
         options = {'dtype': dtype, 'capability': capability}

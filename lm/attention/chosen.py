@@ -126,7 +126,7 @@ def _backward(extras, residuals, gradient):
     def step(carry, row):
         d_key, d_value = carry
         q, g, o, sums, *row = row
-        along = jnp.sum(g.astype(jnp.float32) * o, axis=-1, keepdims=True)
+        along = block.along_rows(g, o)
         k, v = (_fetch(x, row[0]) for x in (key, value))
         pairs = _pairs(row, facts[3], key.shape[3])
         d_q, d_k, d_v = block.one_backward(q, k, v, g, along, sums, *pairs, extras)

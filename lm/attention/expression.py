@@ -6,12 +6,13 @@ stand alone: `gated_linear(rank=16)`.
 """
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.attention import linear
-from lm.attention.masks import MASKS, PRESETS, Heads, Mask, heads
+from lm.attention.masks import MASKS, PRESETS, Heads, Mask, causal, full, heads
 from lm.attention.nsa import NSA
 from lm.attention.topk import TopK
 from lm.errors import InputError, nearest
@@ -64,18 +65,31 @@ def parse(
     raise InputError(f"{place} = '{text}': {message}\n  {text}\n  {carets}")
 
 
-def parse_mask(text: str, place: str = 'mask') -> Mask | tuple[Mask, ...]:
-    """Returns the mask, or the pattern of masks, that a text describes.
+def as_mask(mask: Any) -> Mask | tuple[Mask, ...]:
+    """Returns the mask, or the pattern of masks, that is given, or that a text or several describe.
 
     Raises:
-        InputError: as `parse`, or it describes a kind of attention that has no mask.
+        InputError: as `parse`, or it is a kind of attention that has no mask.
     """
-    made = parse(text, place)
-    if not isinstance(made, Mask | tuple):
+    made = parse(mask, 'mask') if isinstance(mask, str) else mask
+    if isinstance(made, tuple):
+        each = (as_mask(part) for part in made)
+        return tuple(m for part in each for m in (part if isinstance(part, tuple) else (part,)))
+    if not isinstance(made, Mask):
         raise InputError(
-            f"{place} = '{text}' has no mask: what it sees depends on the text, or is all before."
+            f"mask = '{mask}' has no mask: what it sees depends on the text, or is all before."
         )
     return made
+
+
+def causal_form(kind: Any) -> str:
+    """Returns the text of what sees the same earlier tokens as `kind`, and no later ones."""
+    match kind:
+        case Heads(masks):
+            return f'heads({", ".join(map(causal_form, masks))})'
+        case Mask():
+            return str(kind if kind.is_causal else causal if kind == full else causal & kind)
+    return str(dataclasses.replace(kind, causal=1))
 
 
 def parse_pattern(texts: Sequence[str], place: str = 'config.model.attention') -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lm.attention import block, blocked
+from lm.attention import block
 from lm.attention.block import PLAIN, Extras, Form, Tokens
 from lm.attention.masks import Causal, Full, Mask
 from lm.mesh import ROWS
@@ -147,25 +147,25 @@ def _gather(query, key, value, tokens, *, form, mask, extras, shards):
 
 
 def _ring(query, key, value, tokens, *, form, mask, extras, shards):
-    del form, mask, extras  # Everything causal, in blocks.
+    del mask, extras  # Causal, and none.
     groups = key.shape[2]
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)  # [B, G, S, K]
     query = block.split_heads(query, groups)
-    return block.join_heads(_go_around(query, key, value, tokens, shards))
+    return block.join_heads(_go_around(query, key, value, tokens, form, shards))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _go_around(query, key, value, tokens, shards):
-    return _ring_forward(query, key, value, tokens, shards)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _go_around(query, key, value, tokens, form, shards):
+    return _ring_forward(query, key, value, tokens, form, shards)[0]
 
 
-def _ring_forward(query, key, value, tokens, shards):
+def _ring_forward(query, key, value, tokens, form, shards):
     query, key, value, tokens = _to_zigzag(query, key, value, tokens, shards)
     first = jax.lax.axis_index(AXIS)
     q_half, k_half = query.shape[3] // 2, key.shape[2] // 2
 
     def seen(query, key, value, tokens, mask):
-        return blocked.FORM.forward(query, key, value, tokens, mask, PLAIN)
+        return form.forward(query, key, value, tokens, mask, PLAIN)
 
     def from_before(key, value, k_segments):
         """All queries, and the first piece of a device before this one."""
@@ -195,7 +195,7 @@ def _ring_forward(query, key, value, tokens, shards):
     return _zigzag(out, 3, shards, back=True), residuals
 
 
-def _ring_backward(shards, residuals, gradient):
+def _ring_backward(form, shards, residuals, gradient):
     query, key, value, tokens, out, log_sum = residuals
     gradient = _zigzag(gradient, 3, shards)
     along = block.along_rows(gradient, out)
@@ -205,7 +205,7 @@ def _ring_backward(shards, residuals, gradient):
 
     def pulled(rows, key, value, tokens, mask):
         query, *others = rows
-        return blocked.FORM.backward(query, key, value, tokens, *others, mask, PLAIN)
+        return form.backward(query, key, value, tokens, *others, mask, PLAIN)
 
     def from_before(key, value, k_segments):
         segments = Tokens(tokens.q_segments, _cut(k_segments, slice(k_half)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.attention.expression import parse_mask
+from lm.attention.expression import as_mask
 from lm.attention.masks import EMPTY, FULL, Heads, Mask, Range
 
 _BLOCK = 64  # Tokens of a block in which pairs are counted.
@@ -53,7 +53,7 @@ def show(
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-    masks = _flat(mask)
+    masks = _named(as_mask(mask))
     columns = min(len(masks), 4)
     rows = math.ceil(len(masks) / columns)
     figure = Figure(
@@ -99,24 +99,17 @@ def density(mask: Mask, length: int) -> float:
     return count / length**2
 
 
-def _flat(mask) -> list[tuple[str, Mask]]:
+def _named(mask: Mask | tuple[Mask, ...]) -> list[tuple[str, Mask]]:
     """Returns the masks to be drawn, with their titles."""
-    mask = parse_mask(mask) if isinstance(mask, str) else mask
     if isinstance(mask, tuple):
-        layers = [layer for each in mask for layer in _layers(each)]
         return [
             (f'layer {i + 1}{"," if isinstance(layer, Heads) else ":"} {name}', each)
-            for i, layer in enumerate(layers)
-            for name, each in _flat(layer)
+            for i, layer in enumerate(mask)
+            for name, each in _named(layer)
         ]
     if isinstance(mask, Heads):
         return [(f'heads {i + 1}: {part}', part) for i, part in enumerate(mask.masks)]
     return [(str(mask), mask)]
-
-
-def _layers(mask) -> tuple[Mask, ...]:
-    mask = parse_mask(mask) if isinstance(mask, str) else mask
-    return mask if isinstance(mask, tuple) else (mask,)
 
 
 def _shares(mask: Mask, length: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from lm.attention import block, table
 from lm.attention.block import FORBIDDEN, PLAIN, Extras
 from lm.attention.masks import Full, Mask, Prefix, Segments
-from lm.attention.splash_parts import holds, layout_of, orders_of, parts_of
+from lm.attention.splash_parts import layout_of, orders_of, parts_of
 from lm.mesh import ROWS
 
 
@@ -67,7 +67,7 @@ def obstacle(mask: Mask, extras: Extras, dtype: Any, platform: str, tokens_known
     """
     if extras.slopes is not None:
         return "knows no ALiBi: use 'sparse', or another config.model.position."
-    if tokens_known and holds(mask, Prefix):
+    if tokens_known and table.holds(mask, Prefix):
         return "does not know which tokens are a prefix: use 'sparse'."
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return f"needs config.model.dtype = 'float32' or 'bfloat16', not {jnp.dtype(dtype)}."

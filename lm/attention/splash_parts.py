@@ -21,11 +21,8 @@ from lm.attention.masks import (
     FULL,
     NOTHING_KNOWN,
     PARTIAL,
-    And,
     GlobalTokens,
     Mask,
-    Not,
-    Or,
     RandomBlocks,
     Strided,
     quotient,
@@ -150,7 +147,7 @@ class Layout:
 
     @property
     def pairs(self) -> int:
-        """Segmentss that are computed, on all devices, allowed or not."""
+        """Pairs that are computed, on all devices, allowed or not."""
         return int((self.kinds != EMPTY).sum()) * math.prod(self.block)
 
     @property
@@ -304,7 +301,7 @@ def _part(mask: Mask, query: Order, key: Order, shards: int) -> Part:
     ]
     places = np.stack(slots).astype(np.int32)  # [shards, t]
     function = masks = which = None
-    if holds(mask, RandomBlocks):
+    if table.holds(mask, RandomBlocks):
         masks, which = _ready_made(exact, places, key, layout)
     else:
         k_slots = layout.kinds.shape[2] * layout.block[1]
@@ -330,7 +327,7 @@ def layout_of(mask: Mask, query: Order, key: Order, shards: int) -> Layout:
     # A block with places that are not there is not full.
     small = np.where(whole[0][:, None] & whole[1], small, np.minimum(small, PARTIAL))
     # Ready-made masks of larger blocks are all different: 1 MB become 100.
-    sizes = _BLOCKS[:1] if holds(mask, RandomBlocks) else _BLOCKS
+    sizes = _BLOCKS[:1] if table.holds(mask, RandomBlocks) else _BLOCKS
     layouts = [
         Layout(block, _coarse(small, block[0] // query.block, block[1] // key.block))
         for block in itertools.product(sizes, repeat=2)
@@ -402,13 +399,3 @@ def _ready_made(
             masks.append(allowed)
         which[shard, i, j] = found[name]
     return np.stack(masks) if masks else np.zeros((1, *layout.block), bool), which
-
-
-def holds(mask: Mask, kind: type) -> bool:
-    """Whether a mask is made of, among others, one of a kind."""
-    match mask:
-        case And(parts) | Or(parts):
-            return any(holds(part, kind) for part in parts)
-        case Not(inner):
-            return holds(inner, kind)
-    return isinstance(mask, kind)

@@ -193,15 +193,15 @@ def plan(mask: Mask, length: int, source: int, start: int = 0) -> tuple[Part, ..
         source: S, keys, at places 0, 1, ...
         start: the place of the first query.
     """
-    atoms = [a for a in dict.fromkeys(positive_atoms(mask)) if _has_order(a, start)]
-    atoms = [a for a in atoms if a not in _negative_atoms(mask)]
+    ordered = [a for a in dict.fromkeys(positive_atoms(mask)) if _has_order(a, start)]
+    ordered = [a for a in ordered if a not in _negative_atoms(mask)]
     base = mask
-    for atom in atoms:
+    for atom in ordered:
         base = replace(base, atom, NOTHING)
     in_place = InPlace(length, QUERIES, start)
     parts = [_part(base, in_place, InPlace(source, KEYS))]
     done = base
-    for atom in atoms:
+    for atom in ordered:
         rest = replace(mask, atom, Full())
         rest = rest if done == NOTHING else rest & ~done
         match atom:
@@ -247,6 +247,23 @@ def replace(mask: Mask, old: Mask, new: Mask) -> Mask:
     return new if mask == old else mask
 
 
+def atoms(mask: Mask) -> Iterator[Mask]:
+    """Yields what a mask is made of."""
+    match mask:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from atoms(part)
+        case Not(inner):
+            yield from atoms(inner)
+        case _:
+            yield mask
+
+
+def holds(mask: Mask, kind: type) -> bool:
+    """Whether a mask is made of, among others, one of a kind."""
+    return any(isinstance(atom, kind) for atom in atoms(mask))
+
+
 def positive_atoms(mask: Mask) -> Iterator[Mask]:
     """Yields the atoms of a mask that stand below no negation."""
     match mask:
@@ -265,7 +282,7 @@ def _negative_atoms(mask: Mask) -> set[Mask]:
         case And(parts) | Or(parts):
             return set().union(*map(_negative_atoms, parts))
         case Not(inner):
-            return _negative_atoms(inner) | set(positive_atoms(inner))
+            return set(atoms(inner))
     return set()
 
 

@@ -7,13 +7,12 @@ the others.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.attention.masks import EMPTY, FULL, PARTIAL, And, Mask, Not, Or, RandomBlocks, Range
-from lm.attention.table import InPlace, replace, table
+from lm.attention.masks import EMPTY, FULL, PARTIAL, Mask, RandomBlocks, Range
+from lm.attention.table import InPlace, atoms, replace, table
 
 # An entry of a list is a block's number, and in its upper bits what was drawn there (`Drawn`).
 NUMBER_BITS = 20
@@ -112,19 +111,8 @@ def count(mask: Mask) -> int:
 
 def _random_blocks(mask: Mask) -> list[RandomBlocks]:
     """The random blocks of a mask that fit squares; two, for which an entry has bits."""
-    found = dict.fromkeys(a for a in _atoms(mask) if isinstance(a, RandomBlocks))
+    found = dict.fromkeys(a for a in atoms(mask) if isinstance(a, RandomBlocks))
     return [atom for atom in found if atom.size % CELL == 0][:2]
-
-
-def _atoms(mask: Mask) -> Iterator[Mask]:
-    match mask:
-        case And(parts) | Or(parts):
-            for part in parts:
-                yield from _atoms(part)
-        case Not(inner):
-            yield from _atoms(inner)
-        case _:
-            yield mask
 
 
 def _drawn(mask: Mask, shape: tuple[int, int], sizes: tuple[int, int], columns: bool) -> np.ndarray:

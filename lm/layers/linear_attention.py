@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from lm.attention import linear, passed
 from lm.attention.linear import GatedDelta, GatedLinear, Linear, Performer
 from lm.config import ModelConfig
-from lm.layers.attention import Cache, head_sizes
+from lm.layers.attention import Cache, head_sizes, merge_heads, project
 from lm.layers.dense import STDDEV, Dense, affine
 from lm.layers.norm import RMSNorm
-from lm.layers.position import rotate
 from lm.layers.tokens import UNKNOWN, Tokens
 
 
@@ -43,13 +42,10 @@ class LinearAttention(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Returns `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
         c = self.config
-        query, key, value = _projections(c, x)
-        query, key = _normed(c, query, key)
-        if tokens.angles is not None:
-            query, key = rotate(query, tokens.angles), rotate(key, tokens.angles)
+        query, key, value = project(c, x, tokens)
         run = functools.partial(linear.linear, kind=self.kind)
         out, state = _run(run, self.kind, (query, key, value), tokens, cache)
-        return _out(c, out), state
+        return merge_heads(c, out), state
 
     @staticmethod
     def make_cache(config: ModelConfig, kind: Any, batch: int, length: int) -> Cache:
@@ -84,13 +80,12 @@ class GatedLinearAttention(nn.Module):
         """Returns `[B, T, D]` and the new cache; the arguments are those of `Attention`."""
         c = self.config
         heads, groups, width = head_sizes(c)
-        query, key, value = _projections(c, x)
-        query, key = _normed(c, query, key)
+        query, key, value = project(c, x, UNKNOWN)
         decay = LowRankDecay((groups, width), self.kind, jnp.dtype(c.dtype), name='decay')(x)
         arrays = query, key, value, decay
         out, state = _run(linear.gated_linear, self.kind, arrays, tokens, cache)
         gate = _dense(c)((heads, width), name='gate')(x)
-        return _out(c, _gated(out, gate)), state
+        return merge_heads(c, _gated(out, gate)), state
 
     make_cache = LinearAttention.make_cache
     grow = LinearAttention.grow
@@ -120,7 +115,7 @@ class GatedDeltaNet(nn.Module):
         heads, groups, width = head_sizes(c)
         values = self.kind.expand * width
         mixed, tails = {}, {}
-        for name, new in zip(_STREAMS, _projections(c, x, values), strict=True):
+        for name, new in zip(_STREAMS, _streams(c, x, values), strict=True):
             earlier = None if cache is None else cache[name]
             conv = ShortConv(self.kind.width, name=f'{name}_conv')
             mixed[name] = jax.nn.silu(conv(new, tokens.segments, earlier))
@@ -135,7 +130,7 @@ class GatedDeltaNet(nn.Module):
         state = None if cache is None else {'state': cache['state']}
         out, state = _run(linear.gated_delta, self.kind, arrays, tokens, state)
         gate = _dense(c)((heads, values), name='gate')(x)
-        out = _out(c, _gated(out, gate))
+        out = merge_heads(c, _gated(out, gate))
         return out, None if cache is None else state | tails
 
     @staticmethod
@@ -253,26 +248,12 @@ def _tail(tail: jax.Array, x: jax.Array, places: jax.Array) -> jax.Array:
     return jnp.take_along_axis(rows, last[:, :, None, None], axis=1)
 
 
-def _projections(
-    config: ModelConfig, x: jax.Array, values: int | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _streams(config: ModelConfig, x: jax.Array, values: int) -> tuple[jax.Array, ...]:
     """Returns the query `[B, T, H, K]`, the key `[B, T, G, K]` and the value `[B, T, G, V]`."""
     heads, groups, width = head_sizes(config)
-    dense = _dense(config)
-    return (
-        dense((heads, width), name='query')(x),
-        dense((groups, width), name='key')(x),
-        dense((groups, values or width), name='value')(x),
-    )
-
-
-def _normed(config: ModelConfig, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the two, normed if the config says so."""
-    if not config.qk_norm:
-        return query, key
-    return (
-        RMSNorm(dtype=query.dtype, name='query_norm')(query),
-        RMSNorm(dtype=key.dtype, name='key_norm')(key),
+    sizes = (heads, width), (groups, width), (groups, values)
+    return tuple(
+        _dense(config)(size, name=name)(x) for name, size in zip(_STREAMS, sizes, strict=True)
     )
 
 
@@ -280,12 +261,6 @@ def _gated(out: jax.Array, gate: jax.Array) -> jax.Array:
     """Returns each head's result, `[B, T, H, V]`, normed and gated."""
     normed = RMSNorm(name='out_norm')(out)
     return (normed * jax.nn.silu(gate.astype(jnp.float32))).astype(gate.dtype)
-
-
-def _out(config: ModelConfig, out: jax.Array) -> jax.Array:
-    """Returns `[B, T, D]` of `[B, T, H, V]`."""
-    scale = (2 * config.num_layers) ** -0.5  # as in MLP
-    return _dense(config)((config.embed_dim,), inputs=2, scale=scale, name='out')(out)
 
 
 def _dense(config: ModelConfig) -> Any:

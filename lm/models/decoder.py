@@ -160,11 +160,12 @@ class Decoder(nn.Module):
             InputError: a mask lets tokens see what is not there yet.
         """
         c = self.config
-        if not all(kind.is_causal for kind in self.kinds):
-            raise InputError(
-                f'config.model.attention = {c.attention} sees tokens to come, and cannot '
-                "generate. Did you mean 'causal & (...)'?"
-            )
+        for kind in self.kinds:
+            if not kind.is_causal:
+                raise InputError(
+                    f"config.model.attention: '{kind}' sees tokens to come, and cannot generate. "
+                    f"Did you mean '{attention.causal_form(kind)}'?"
+                )
         layers = self.variables['params']['layers']
         if not isinstance(layers, tuple):  # not of `for_decoding`
             layers = self._unstack(layers)

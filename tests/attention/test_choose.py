@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.attention import IMPLEMENTATIONS, attend, explain, masks
+from lm.attention import IMPLEMENTATIONS, attend, explain, masks, parse
 from lm.attention.choose import Case, choose
 from lm.attention.masks import causal, full, window
 from lm.errors import InputError
@@ -49,7 +49,7 @@ def test_what_is_forced_runs_or_says_why_not(name):
         assert choose(CASE, name) == name
 
 
-@pytest.mark.parametrize('name', ['blocked', 'sparse'])
+@pytest.mark.parametrize('name', IMPLEMENTATIONS)
 def test_decoding_has_no_use_for_blocks(name):
     assert choose(dataclasses.replace(CASE, whole=False), name) == 'xla'
 
@@ -79,6 +79,8 @@ def test_explains_each_of_several():
     assert explain('heads(causal, full)', (1, 64, 8, 64), 'cpu').count(': blocked') == 2
     with pytest.raises(InputError, match="mask = 'topk' has no mask"):
         explain('topk', (1, 64, 8, 64))
+    with pytest.raises(InputError, match='has no mask'):
+        explain(('causal', parse('gated_delta')), (1, 64, 8, 64))
 
 
 def test_explains():

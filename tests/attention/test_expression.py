@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from lm.attention import masks
-from lm.attention.expression import NAMES, parse, parse_pattern
+from lm.attention.expression import NAMES, causal_form, parse, parse_pattern
 from lm.attention.masks import causal, window
 from lm.errors import InputError
 from tests.attention.strategies import MASKS
@@ -41,6 +41,21 @@ def test_every_name_has_a_meaning_and_is_documented():
 
 def test_patterns_are_flat():
     assert parse_pattern(('full', 'gpt3(4)')) == (masks.full, causal, causal & window(4))
+
+
+@pytest.mark.parametrize(
+    ('text', 'causal_text'),
+    [
+        ('full', 'causal'),
+        ('window(3) | global_tokens(2)', 'causal & (window(3) | global_tokens(2))'),
+        ('causal & window(3)', 'causal & window(3)'),
+        ('heads(full, causal, window(2))', 'heads(causal, causal, causal & window(2))'),
+        ('linear(causal=0)', 'linear'),
+    ],
+)
+def test_causal_forms_can_be_written(text, causal_text):
+    assert causal_form(parse(text)) == causal_text
+    assert parse(causal_text).is_causal
 
 
 @pytest.mark.parametrize(
