@@ -62,7 +62,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
                 f"config.model.attention: '{kind}' lets tokens see those that they are to predict. "
                 f"Did you mean '{attention.causal_form(kind)}'?"
             )
-        if config.data.packing and not getattr(kind, 'is_shift_invariant', True):
+        if config.data.packing and not kind.may_pack:
             raise InputError(
                 f"config.model.attention: '{kind}' counts from the start of a row, and "
                 'config.data.packing = True puts documents anywhere in it. Set it to False.'

@@ -29,7 +29,7 @@ LEAST_SECONDS = 0.2  # of a sample: short calls are repeated
 # Name -> (what runs, its target: times as fast as the plain form, by length).
 KINDS: dict[str, tuple[str, dict[int, float]]] = {
     'dense, plain': ('xla:causal', {}),
-    'dense, in blocks': ('blocked:causal', {}),
+    'dense, in blocks': ('auto:causal', {}),
     'window 256': ('sparse:causal & window(256)', {4096: 15, 8192: 30}),
     'BigBird': ('sparse:causal & bigbird(256, 64, 2)', {4096: 8}),
     'strided 64': ('sparse:sparse_transformer_strided(64)', {8192: 4}),
@@ -130,7 +130,8 @@ def _pairs(what: str, length: int) -> dict[str, float] | None:
         return None
     mask = attention.parse(expression)
     case = choose.Case(mask, length, length, WIDTH, 'float32', 'cpu')
-    computed = attention.IMPLEMENTATIONS[implementation].pairs(case)
+    chosen = choose.choose(case, implementation)
+    computed = attention.IMPLEMENTATIONS[chosen].pairs(case)
     return {'allowed': density(mask, length), 'computed': computed / length**2}
 
 

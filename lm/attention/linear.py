@@ -67,6 +67,11 @@ class _Kind:
         """Whether no token sees a later one."""
         return bool(getattr(self, 'causal', 1))
 
+    @property
+    def may_pack(self) -> bool:
+        """The state starts again with each document."""
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear(_Kind):

@@ -106,6 +106,11 @@ class Mask:
         """Whether only distances count: a document sees the same wherever in a row it lies."""
         return False
 
+    @property
+    def may_pack(self) -> bool:
+        """Whether rows may hold several documents."""
+        return self.is_shift_invariant
+
     def __and__(self, other: 'Mask') -> 'Mask':
         return _combined(And, self, other)
 

@@ -68,6 +68,11 @@ class NSA:
         """No token sees a later one, nor does a choice."""
         return True
 
+    @property
+    def may_pack(self) -> bool:
+        """Where a document starts in a row moves the edges of its blocks, and no more."""
+        return True
+
 
 def attend(
     query: jax.Array,

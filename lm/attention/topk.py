@@ -51,6 +51,11 @@ class TopK:
         """No token sees a later one, nor does a choice."""
         return True
 
+    @property
+    def may_pack(self) -> bool:
+        """Where a document starts in a row moves the edges of its blocks, and no more."""
+        return True
+
 
 def check(spec, at_least: dict[str, int]) -> None:
     """Raises InputError where a field of a spec is no integer of at least so much."""
