@@ -24,6 +24,7 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
+        'sacrebleu>=2.5',
         'sentencepiece>=0.2.1',
         'tensorboardX>=2.6.4',
         'tensorflow-datasets>=4.9.8',
@@ -49,6 +50,7 @@ setup(
         'test': [
             'hypothesis>=6.100',
             'nltk>=3.9',
+            'num2words>=0.5.14',
             'pytest>=8.3',
             'pytest-xdist>=3.6',
             'ruff>=0.17,<0.18',

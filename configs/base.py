@@ -24,17 +24,25 @@ def get_config() -> ConfigDict:
             #   text:GLOB                     plain text, .gz and .xz too
             #   jsonl:GLOB#FIELD              one JSON object a line
             #   tfds:NAME[/CONFIG]#FIELD      a prepared TensorFlow Datasets data set
-            #   data:NAME/FILE                a file below $LM_DATA_DIR (text, or .jsonl with #FIELD)
+            #   data:NAME/FILE                a file below $LM_DATA_DIR (text, or as its name says: .jsonl
+            #                                 with #FIELD, .tsv with #0,1, FILE.{en,de} or FILE,FILE)
+            # and of pairs, the side given and the side to predict:
+            #   builtin:numerals#en,de        numbers written out; two of en, de, fr, zh
+            #   parallel:PATH.{en,de}         two files, line by line, .gz and .xz too; or FILE,FILE
+            #   tsv:GLOB#0,1                  columns between tabs, by number, or by name: #en,de (then
+            #                                 the first line gives the names)
+            #   tfds:NAME[/CONFIG]#en,de      two fields
             # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
-            # (c) or words (w): [:90%], [800000w:1000000w].
-            'train': 'builtin:pydocs[train]',
-            'valid': 'builtin:pydocs[valid]',  # '' = no validation.
-            'test': 'builtin:pydocs[test]',  # '' = no test split.
+            # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
+            'train': 'builtin:pydocs[train]',  # str.
+            'valid': 'builtin:pydocs[valid]',  # str. '' = no validation.
+            'test': 'builtin:pydocs[test]',  # str. '' = no test split.
             # str: file | paragraph | line. What one document is in plain text. No token attends to
             # another document.
             'document': 'file',
             'length': 256,  # int, tokens. T, the context: targets in one row of a batch.
+            'source_length': 0,  # int, tokens. S, of the sources of an encoder_decoder. 0 = length.
             'batch_size': 16,  # int, rows. B, over all devices and hosts.
             # bool. Several documents in a row (kept apart by segment ids), or one row each.
             'packing': True,
@@ -59,33 +67,93 @@ def get_config() -> ConfigDict:
             'byte_fallback': True,
             # int, bytes. Sentencepiece is trained on at most so much, spread over the training text.
             'train_bytes': 20_000_000,
+            # Ids after the tokenizer's own, for objectives that hide text: the model's vocabulary
+            # grows by them.
+            'mask': False,  # bool. A mask token, as in BERT, BART and ELECTRA.
+            'sentinels': 0,  # int. Tokens that stand for spans, as in T5, which has 100.
+        }
+    )
+
+    # What is learnt from text. Which keys are read depends on `name`; lm/objectives/ shows each.
+    config.objective = ConfigDict(
+        {
+            # str: causal (GPT) | prefix, of a decoder; masked (BERT) | permutation (XLNet) | replaced
+            # (ELECTRA), of an encoder; span_corruption (T5) | ul2 | denoising (BART) | seq2seq, of
+            # an encoder_decoder.
+            'name': 'causal',
+            # float, rate. The part of a text that is hidden: BERT and T5 0.15, BART 0.3. ul2 reads
+            # `denoisers` and permutation `partial` instead.
+            'rate': 0.15,
+            # float, tokens. The mean length of a hidden span: T5 3, BART 3 (Poisson); of `masked` with
+            # unit `span` before `max_span` cuts it: SpanBERT 5 (geometric, then 3.8).
+            'span': 3.0,
+            # int, tokens. The longest span of masked (SpanBERT 10) and of permutation (XLNet 5).
+            'max_span': 10,
+            # str: token | word (whole words) | span. What `masked` and `replaced` hide together.
+            'unit': 'token',
+            # int, tokens. The most that `masked` and `replaced` hide in a window. 0 = no limit.
+            'max_predictions': 0,
+            # float, rates. Of the tokens that `masked` hides, the part that becomes a random token,
+            'random_rate': 0.1,
+            'keep_rate': 0.1,  # float. and the part that stays as it is.
+            # str: next (BERT) | order (ALBERT) | '' = one text. `masked` sees two texts, and also
+            # tells whether the second follows the first, or in which order they stood.
+            'pairs': '',
+            # tuple of str, done in turn: mask | delete | infill | permute (sentences) | rotate. What
+            # `denoising` does to a text; BART's best.
+            'noise': ('permute', 'infill'),
+            # tuple of str: what `ul2` draws from, evenly: `R` or `X` with mean span and rate, `S` with
+            # rate. One that is named twice is drawn twice as often.
+            'denoisers': (
+                *('R 3 0.15', 'R 8 0.15', 'S 0.25'),
+                *('X 3 0.5', 'X 8 0.5', 'X 64 0.15', 'X 64 0.5'),
+            ),
+            # int. `permutation` predicts one token in so many.
+            'partial': 6,
+            'bidirectional': False,  # bool. `permutation` reads half of the windows backwards.
+            # float. Of `replaced`: how wide the generator is, as a part of the model's heads and MLP,
+            'generator_size': 0.25,
+            'discriminator_weight': 50.0,  # float. and what its loss counts beside the generator's.
         }
     )
 
     # The Transformer. B batch, T length, D embed_dim, H heads, G kv heads, K head_dim, F mlp_dim.
     config.model = ConfigDict(
         {
+            # str: decoder (GPT) | encoder (BERT) | encoder_decoder (T5, translation).
+            'architecture': 'decoder',
             'num_layers': 6,  # int. N.
+            'encoder_layers': 0,  # int. Of an encoder_decoder: 0 = num_layers.
             'embed_dim': 256,  # int. D.
+            # int. The width of an encoder's embeddings, which a matrix then takes to D (ALBERT). 0 = D.
+            'embedding_dim': 0,
             'num_heads': 4,  # int. H.
             # int. G: 0 = num_heads (multi-head); 1 = multi-query; between = grouped-query.
             'num_kv_heads': 0,
             'head_dim': 0,  # int. K: 0 = embed_dim / num_heads.
             'mlp_dim': 0,  # int. F: 0 = 4 D; 8/3 D, rounded up to 64, for the gated activations.
-            'activation': 'gelu',  # str: gelu | swiglu | geglu (the last two are gated).
+            'activation': 'gelu',  # str: gelu | relu | swiglu | geglu (the last two are gated).
             'norm': 'rmsnorm',  # str: rmsnorm | layernorm.
             'norm_placement': 'pre',  # str: pre (stable) | post (as in the 2017 paper).
-            'position': 'rotary',  # str: rotary | learned | sinusoidal | alibi | none.
+            'position': 'rotary',  # str: rotary | learned | sinusoidal | alibi | relative | none.
             'rotary_base': 10_000.0,  # float. The longest wavelength is 2 pi times this.
             # str: none | linear | ntk | llama3 | yarn. Stretches rotary positions to longer contexts.
             'rotary_scaling': 'none',
             'rotary_factor': 1.0,  # float. By how much the context is stretched.
             'rotary_original_length': 0,  # int, tokens. The context before stretching. llama3, yarn.
+            # int. Of `relative` (T5): the distances that a learned bias is kept for,
+            'relative_buckets': 32,
+            'relative_distance': 128,  # int, tokens. and from where on all share the last.
+            # int. Kinds of tokens with a vector each, as BERT's of the first and the second text. 0 = off.
+            'token_types': 0,
+            'embed_norm': False,  # bool. A norm on the embeddings (BERT).
             # tuple of str, cycled over the layers: who sees whom. Masks are combined with & | ~:
             # causal | full | window(w) | strided(s) | global_tokens(n) | random_blocks(n, seed) | ...,
             # and presets such as gpt3 or bigbird; other kinds stand alone: topk | nsa | linear |
             # performer | gated_linear | gated_delta. README.md lists them.
             'attention': ('causal',),
+            # tuple of str. The same for the encoder of an encoder_decoder.
+            'encoder_attention': ('full',),
             # str: auto | xla | blocked | sparse | cudnn | splash | hopper. What computes masks:
             # `lm.attention.explain` says what auto is, and why.
             'attention_implementation': 'auto',
@@ -179,6 +247,12 @@ def get_config() -> ConfigDict:
             # int, batches in an evaluation during training. 0 = the whole split. The evaluation at
             # the end is always of whole splits.
             'batches': 0,
+            # Translations (objective seq2seq) are made greedily and by beam search, and measured by
+            # sacreBLEU, at the end.
+            'beams': 4,  # int. Texts that beam search keeps. 0 = greedy only.
+            'length_penalty': 0.6,  # float. Larger prefers longer texts; 0 = log probability.
+            'bleu_tokenizer': '13a',  # str: sacreBLEU's 13a | zh | ja-mecab | ko-mecab | intl | char ...
+            'lowercase': False,  # bool. BLEU and chrF of lowercased text.
         }
     )
 

@@ -29,6 +29,7 @@ class DataConfig:
     test: str
     document: str
     length: int
+    source_length: int
     batch_size: int
     packing: bool
     random_crop: bool
@@ -47,14 +48,40 @@ class TokenizerConfig:
     vocab_size: int
     byte_fallback: bool
     train_bytes: int
+    mask: bool
+    sentinels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learnt from text."""
+
+    name: str
+    rate: float
+    span: float
+    max_span: int
+    unit: str
+    max_predictions: int
+    random_rate: float
+    keep_rate: float
+    pairs: str
+    noise: tuple[str, ...]
+    denoisers: tuple[str, ...]
+    partial: int
+    bidirectional: bool
+    generator_size: float
+    discriminator_weight: float
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The Transformer."""
 
+    architecture: str
     num_layers: int
+    encoder_layers: int
     embed_dim: int
+    embedding_dim: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -67,7 +94,12 @@ class ModelConfig:
     rotary_scaling: str
     rotary_factor: float
     rotary_original_length: int
+    relative_buckets: int
+    relative_distance: int
+    token_types: int
+    embed_norm: bool
     attention: tuple[str, ...]
+    encoder_attention: tuple[str, ...]
     attention_implementation: str
     qk_norm: bool
     attention_softcap: float
@@ -145,6 +177,10 @@ class EvalConfig:
     batch_size: int
     stride: int
     batches: int
+    beams: int
+    length_penalty: float
+    bleu_tokenizer: str
+    lowercase: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +220,7 @@ class Config:
     seed: int
     data: DataConfig
     tokenizer: TokenizerConfig
+    objective: ObjectiveConfig
     model: ModelConfig
     loss: LossConfig
     optimizer: OptimizerConfig
@@ -200,13 +237,16 @@ class Config:
 _RANGES = {
     r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
-    r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)': (1, None),
+    r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
+    r'|objective\.(span|max_span|partial)': (1, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
     r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
-    r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every|eval\.\w+'
-    r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k)': (0, None),
+    r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
+    r'|eval\.(batch_size|stride|batches|beams|length_penalty)'
+    r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k)'
+    r'|tokenizer\.sentinels|objective\.max_predictions': (0, None),
     r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'
-    r'|generate\.(top_p|min_p)': (0, 1),
+    r'|generate\.(top_p|min_p)|objective\.\w*rate': (0, 1),
     r'model\.rotary_(base|factor)': (1e-6, None),
 }
 

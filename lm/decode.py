@@ -11,12 +11,14 @@ from jax.experimental import io_callback
 
 from lm.errors import InputError
 from lm.mesh import constrain
-from lm.models.decoder import Decoder
+from lm.models import Decoder, EncoderDecoder
 
 # A step reads the whole cache. From so many tokens on, the first half of them is made with room for no
 # more. Each loop is compiled by itself, so there are not more than two.
 _SPLIT = 128
 
+# What an encoder reads: int32 [B, S], and int32 [B], how many tokens of each row are there.
+Sources = tuple[np.ndarray, np.ndarray]
 # Called with int32 [B], the tokens of one step; -1 where a row has ended.
 Stream = Callable[[np.ndarray], None]
 
@@ -86,7 +88,7 @@ def sample(logits: jax.Array, rng: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def generate(
-    model: Decoder,
+    model: Decoder | EncoderDecoder,
     params: dict,
     prompts: np.ndarray,
     lengths: np.ndarray,
@@ -96,6 +98,7 @@ def generate(
     sampling: Sampling,
     stop: tuple[int, ...],
     stream: Stream | None = None,
+    sources: Sources | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Continues prompts, all rows at once, until each has met a stop token or has `max_tokens`.
 
@@ -112,6 +115,7 @@ def generate(
         sampling: how they are drawn.
         stop: ids that end a row; may be empty.
         stream: called on the host after each step, in order.
+        sources: what an encoder reads.
 
     Returns:
         tokens: int32 `[B, max_tokens]`; 0 after a row's end.
@@ -120,11 +124,7 @@ def generate(
     Raises:
         InputError: a prompt is empty, or the model cannot generate.
     """
-    prompts, lengths = np.asarray(prompts, np.int32), np.asarray(lengths, np.int32)
-    if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > prompts.shape[1]:
-        raise InputError(
-            'each prompt needs at least one token, such as the one that begins a document.'
-        )
+    prompts, lengths = check_prompts(prompts, lengths)
     # Ordered callbacks exist on one device only; on more, the loop itself keeps the steps in order.
     ordered = len(jnp.asarray(jax.tree.leaves(params)[0]).sharding.device_set) == 1
     run = functools.partial(
@@ -147,6 +147,7 @@ def generate(
                 params,
                 padded,
                 np.array([len(row) for row in rows], np.int32),
+                sources,
                 ended,
                 rng,
                 made.shape[1],
@@ -167,6 +168,34 @@ def generate(
     return np.maximum(tokens, 0), (tokens >= 0).sum(axis=1).astype(np.int32)
 
 
+def check_prompts(prompts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both as int32; raises InputError where a prompt is empty, or longer than its row."""
+    prompts, lengths = np.asarray(prompts, np.int32), np.asarray(lengths, np.int32)
+    if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > prompts.shape[1]:
+        raise InputError(
+            'each prompt needs at least one token, such as the one that begins a document.'
+        )
+    return prompts, lengths
+
+
+def encoded(
+    model: Decoder | EncoderDecoder, params: dict, sources: Sources | None
+) -> dict[str, jax.Array]:
+    """Returns what `decode` takes: `memory` `[B, S, D]` and `memory_segments` `[B, S]`. Traceable."""
+    if sources is None:
+        return {}
+    tokens, lengths = (jnp.asarray(x) for x in sources)
+    segments = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
+    memory = model.apply({'params': params}, tokens, segment_ids=segments, method='encode')
+    return {'memory': memory, 'memory_segments': segments}
+
+
+def next_logits(model: Decoder | EncoderDecoder, params: dict, hidden: jax.Array) -> jax.Array:
+    """Returns float32 `[B, V]` of `[B, D]`; -inf for ids that only fill the table up. Traceable."""
+    logits = model.apply({'params': params}, hidden, method='logits')
+    return jnp.where(jnp.arange(logits.shape[-1]) < model.vocab_size, logits, -jnp.inf)
+
+
 def _bucket(size: int) -> int:
     """The next power of two, from 16 on: few shapes, few compilations."""
     return max(16, 1 << (size - 1).bit_length())
@@ -179,12 +208,13 @@ def _continue(
     params: dict,
     prompts: jax.Array,
     lengths: jax.Array,
+    sources: Sources | None,
     ended: jax.Array,
     rng: jax.Array,
     start: jax.Array,
     limit: jax.Array,
     *,
-    model: Decoder,
+    model: Decoder | EncoderDecoder,
     sampling: Sampling,
     stop: tuple[int, ...],
     stream: Stream | None,
@@ -197,19 +227,16 @@ def _continue(
     """
     batch, width = prompts.shape
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))  # one a row
+    memory = encoded(model, params, sources)
     params = jax.lax.optimization_barrier(model.for_decoding(params))  # once, not in each step
 
     def forward(tokens, positions, cache, **options):
         return model.apply({'params': params}, tokens, positions, cache, **options, method='decode')
 
-    def next_logits(hidden):
-        logits = model.apply({'params': params}, hidden, method='logits')
-        return jnp.where(jnp.arange(logits.shape[-1]) < model.vocab_size, logits, -jnp.inf)
-
     def draw(hidden, ended, step):
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, start + step)
         token = jax.vmap(functools.partial(sample, sampling=sampling))(
-            next_logits(hidden), step_keys
+            next_logits(model, params, hidden), step_keys
         )
         if stop:
             ended |= jnp.any(token[:, None] == jnp.array(stop), axis=1)
@@ -232,7 +259,7 @@ def _continue(
     ends = (size // 2, size) if size >= _SPLIT else (size,)
     cache = model.make_cache(batch, width + ends[0])
     hidden, cache = forward(
-        prompts, positions, cache, valid=positions < lengths[:, None], fresh=True
+        prompts, positions, cache, valid=positions < lengths[:, None], fresh=True, **memory
     )
     token, shown, ended = draw(hidden[jnp.arange(batch), lengths - 1], ended, 0)
     out = jnp.full((batch, size), -1, jnp.int32).at[:, 0].set(shown)

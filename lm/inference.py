@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import beam, decode, mesh
 from lm import config as configs
-from lm import decode, mesh
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.config import GenerateConfig
 from lm.data import features
 from lm.errors import InputError
+from lm.models import Decoder, Electra, Encoder
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import evaluated_params
@@ -44,11 +45,15 @@ class LanguageModel:
         min_p: float = 0.0,
         seed: int = 0,
         stream: Callable[[str], None] | None = None,
+        beams: int = 0,
+        length_penalty: float = 0.6,
     ) -> str | list[str]:
         """Returns the continuation of a text, or of each of several.
 
+        An encoder-decoder reads the text, and what it makes of it is returned: a translation, say.
+
         Args:
-            text: what to continue.
+            text: what to continue, or what the encoder reads.
             max_tokens: at most so many tokens; fewer if the document ends.
             temperature: 0 takes the likeliest token each time.
             top_k: only the k likeliest; 0 is off.
@@ -56,36 +61,65 @@ class LanguageModel:
             min_p: only tokens with this part of the likeliest one's probability; 0 is off.
             seed: of the sampling.
             stream: called with each piece of text as it comes; for a single text only.
+            beams: so many texts are searched for at once, and the best is returned; nothing is then drawn.
+                0 draws, as the five above say.
+            length_penalty: of beam search; see `lm.beam.Beam`.
 
         A context longer than the model's goes on from its last half.
         """
         single = isinstance(text, str)
-        prompts = [[BOS, *self.run.tokenizer.encode(t)] for t in ([text] if single else text)]
+        texts = [text] if single else list(text)
         if stream and not single:
             raise InputError('generate(stream=…) takes a single text.')
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        padded = np.zeros((len(prompts), lengths.max()), np.int32)
-        for row, prompt in zip(padded, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        if stream:
-            self._streamer.begin(stream)
-        with jax.set_mesh(self.run.mesh):
-            tokens, counts = decode.generate(
-                self.run.steps.model,
-                self.params,
-                padded,
-                lengths,
-                jax.random.key(seed),
-                max_tokens=max_tokens,
-                sampling=decode.Sampling(temperature, top_k, top_p, min_p),
-                stop=(EOS,),
-                stream=self._streamer if stream else None,
+        if stream and beams:
+            raise InputError(
+                'generate(stream=…) takes no beams: a search knows its text at the end.'
             )
-        texts = [
+        prompts, sources = self._prompts(texts)
+        with jax.set_mesh(self.run.mesh):
+            if beams:
+                tokens, counts, _ = beam.search(
+                    self.run.steps.model,
+                    self.params,
+                    *_padded(prompts),
+                    max_tokens=max_tokens,
+                    beam=beam.Beam(beams, length_penalty),
+                    stop=(EOS,),
+                    sources=sources,
+                )
+                tokens, counts = tokens[:, 0], counts[:, 0]
+            else:
+                if stream:
+                    self._streamer.begin(stream)
+                tokens, counts = decode.generate(
+                    self.run.steps.model,
+                    self.params,
+                    *_padded(prompts),
+                    jax.random.key(seed),
+                    max_tokens=max_tokens,
+                    sampling=decode.Sampling(temperature, top_k, top_p, min_p),
+                    stop=(EOS,),
+                    stream=self._streamer if stream else None,
+                    sources=sources,
+                )
+        made = [
             self.run.tokenizer.decode(row[:count])
             for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)
         ]
-        return texts[0] if single else texts
+        return made[0] if single else made
+
+    def _prompts(self, texts: list[str]) -> tuple[list[list[int]], decode.Sources | None]:
+        """Returns what the decoder begins with, and what the encoder reads."""
+        model, encode = self.run.steps.model, self.run.tokenizer.encode
+        if isinstance(model, Encoder | Electra):
+            raise InputError(
+                "config.model.architecture = 'encoder' fills in and labels, and does not generate."
+            )
+        if isinstance(model, Decoder):
+            return [[BOS, *encode(text)] for text in texts], None
+        # As `lm.objectives.seq2seq` has them.
+        sources = [[*encode(text)[: model.max_source - 1], EOS] for text in texts]
+        return [[BOS]] * len(texts), _padded(sources, model.max_source)
 
     def perplexity(self, texts: str | Sequence[str]) -> dict[str, float | None]:
         """Returns loss, perplexity, bits per byte and word perplexity of texts (see `lm.perplexity`)."""
@@ -100,7 +134,7 @@ class LanguageModel:
     def samples(self, config: GenerateConfig, seed: int) -> list[dict[str, str]]:
         """Returns `{'prompt', 'text'}` of each prompt's continuations, for a report."""
         prompts = [prompt for prompt in config.prompts for _ in range(config.samples)]
-        if not prompts:
+        if not prompts or isinstance(self.run.steps.model, Encoder | Electra):
             return []
         texts = self.generate(prompts, seed=seed, **sampling(config))
         return [{'prompt': p, 'text': t} for p, t in zip(prompts, texts, strict=True)]
@@ -110,6 +144,20 @@ def sampling(config: GenerateConfig) -> dict[str, Any]:
     """Returns a config's keys that `LanguageModel.generate` takes, by name."""
     names = ('max_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
     return {name: getattr(config, name) for name in names}
+
+
+def _padded(rows: list[list[int]], most: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of unequal length as int32 `[B, P]`, and their lengths; P is one of few.
+
+    P is a power of two, so that little is compiled, or `most` where that is less.
+    """
+    lengths = np.array([len(row) for row in rows], np.int32)
+    longest = int(lengths.max())
+    width = max(longest, min(1 << (longest - 1).bit_length(), most))
+    padded = np.zeros((len(rows), width), np.int32)
+    for filled, row in zip(padded, rows, strict=True):
+        filled[: len(row)] = row
+    return padded, lengths
 
 
 class _Streamer:

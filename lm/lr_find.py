@@ -49,7 +49,7 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
     )
     points: list[tuple[float, float]] = []
     with jax.set_mesh(run.mesh), Progress(total, enabled=jax.process_index() == 0) as progress:
-        steps = Steps(config, text.vocab_size, run.mesh, optimizer)
+        steps = Steps(config, run.steps.model.vocab_size, run.mesh, optimizer)
         state = steps.init()
         for step in range(total):
             state, metrics = steps.train(state, next(batches))

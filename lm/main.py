@@ -93,6 +93,8 @@ def _train() -> None:
         return
     for split, result in written['splits'].items():
         _say(_line(split, result))
+    for task, result in written['tasks'].items():
+        _say(f'{task}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature'))
     _say(f'Report: {_workdir() / "report.html"}')
 
 

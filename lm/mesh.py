@@ -27,7 +27,11 @@ ROWS = ('data', 'fsdp')
 # leading axis [N] is never split.
 PARAMETER_RULES = (
     (r'embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
-    (r'position/embedding$', (None, 'fsdp')),  # [T, D]
+    (r'(position|token_type)/embedding$', (None, 'fsdp')),  # [T, D]
+    (r'query_stream$', (None,)),  # [D]
+    (r'embed_projection/kernel$', (None, 'fsdp')),  # [embedding_dim, D]
+    (r'embed_projection/bias$', (None,)),  # [D]
+    (r'relative/bias$', (None, 'tensor')),  # [buckets, H]
     (r'attention/(query|key|value|gate)/kernel$', ('fsdp', 'tensor', None)),  # [D, H, K]
     (r'attention/(query|key|value|gate)/bias$', ('tensor', None)),  # [H, K]
     (r'attention/summary_(key|value)$', (None, 'tensor', None)),  # [length, G, K]
@@ -42,6 +46,8 @@ PARAMETER_RULES = (
     (r'mlp/(up|gate)/bias$', ('tensor',)),  # [F]
     (r'mlp/down/kernel$', ('tensor', 'fsdp')),  # [F, D]
     (r'head/kernel$', ('fsdp', 'tensor')),  # [D, V]
+    (r'head_\w+/(dense|pooler|out)/kernel$', ('fsdp', None)),  # [D, D] or [D, classes]
+    (r'head_\w+/((dense|pooler|out|output)/)?bias$', (None,)),  # [D], [classes] or [V]
     (r'(attention/out|mlp/down)/bias$', (None,)),  # [D]
     (r'norm/(scale|bias)$', (None,)),  # [D] or [K]
 )

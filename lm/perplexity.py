@@ -1,5 +1,6 @@
 """Perplexity over whole splits, each token scored once."""
 
+import collections
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -43,7 +44,8 @@ def perplexity(
         token, `tokens` (the end of each document is one, its beginning is not), and of the whole split
         also `bits_per_byte` = total nats / ln 2 / UTF-8 bytes of the text, `word_perplexity` =
         exp(total nats / words) with words separated by white space (as lm-evaluation-harness has it),
-        `words`, `bytes`; of a part of it these are None.
+        `words`, `bytes`; of a part of it, and where the objective does not predict every token of the text,
+        these are None. Of terms besides the main one `TERM/loss` and `TERM/accuracy`.
     """
     config = run.config
     dataset = pipeline.eval_dataset(
@@ -59,34 +61,35 @@ def perplexity(
     ahead = mesh.prefetch(
         (dataset[i] for i in range(count)), config.data.prefetch, lambda b: mesh.put(b, run.mesh)
     )
-    nats = tokens = correct = 0.0
+    totals: collections.Counter[str] = collections.Counter()
     pending: list[Any] = []
     with jax.set_mesh(run.mesh):
         for batch in bar(ahead, count, label):
             pending.append(run.steps.evaluate(params, batch))
             if len(pending) > 1:  # one batch late, so that the device never waits
-                nats, tokens, correct = _add((nats, tokens, correct), pending.pop(0))
+                totals.update(_floats(pending.pop(0)))
         for sums in pending:
-            nats, tokens, correct = _add((nats, tokens, correct), sums)
-    whole = count == len(dataset)
+            totals.update(_floats(sums))
+    whole = count == len(dataset) and run.objective.whole
+    nats, tokens = totals['nats'], totals['weight']
     return {
         'loss': nats / tokens,
         'perplexity': _exp(nats / tokens),
         'bits_per_byte': nats / math.log(2) / split.num_bytes if whole else None,
         'word_perplexity': _exp(nats / split.num_words) if whole and split.num_words else None,
-        'accuracy': correct / tokens,
+        'accuracy': totals['correct'] / tokens,
         'tokens': int(tokens),
         'words': split.num_words if whole else None,
         'bytes': split.num_bytes if whole else None,
+    } | {
+        f'{term}/{shown}': totals[f'{term}/{name}'] / totals[f'{term}/weight']
+        for term in (name.removesuffix('/weight') for name in totals if name.endswith('/weight'))
+        for shown, name in (('loss', 'nats'), ('accuracy', 'correct'))
     }
 
 
-def _add(totals: tuple[float, float, float], sums: dict[str, Any]) -> tuple[float, float, float]:
-    sums = jax.device_get(sums)
-    return tuple(
-        total + float(sums[name])
-        for total, name in zip(totals, ('nats', 'weight', 'correct'), strict=True)
-    )
+def _floats(sums: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(sums).items()}
 
 
 def _exp(x: float) -> float:

@@ -164,9 +164,33 @@ def split_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list
     return head, rows
 
 
+_ASKED = {
+    'masked': 'These are the masked ones, which see all that is not masked.',
+    'permutation': 'These come in a random order, and see what came before them in it.',
+    'replaced': 'These are all: for each it says whether the generator made it up, in nats a token.',
+    'prefix': 'These stand after a prefix of random length.',
+    'span_corruption': 'These are the hidden spans and what names them.',
+    'ul2': 'These are the hidden spans and what names them.',
+    'denoising': 'These are the whole text, rebuilt from a noised one.',
+}
+
+
 def method(config: Mapping[str, Any]) -> str:
     """Returns how the perplexities were computed, in words."""
     length, stride = config['data']['length'], config['eval']['stride']
+    name = config['objective']['name']
+    if name == 'seq2seq':
+        return (
+            'Of the targets, given their sources, with every token scored once, that of the end too: '
+            'perplexity = exp(total nats / total tokens); bits per byte and word perplexity are of the '
+            f'text of the targets. Sides longer than {length} tokens are cut.'
+        )
+    if name != 'causal':
+        return (
+            f'Of the tokens that the objective `{name}` asks for, drawn anew for the evaluation, but the '
+            f'same in each: exp(total nats / tokens asked for). {_ASKED.get(name, "")} It is no perplexity '
+            'of the text, and compares with runs of the same objective, tokenizer and length only.'
+        )
     windows = (
         f'Windows of {length} tokens slide by {stride}, and each scores only its last {stride}'
         if stride
@@ -222,12 +246,13 @@ def markdown(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 
 
 def _task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    rows = [
-        [task, metric, number(value), str(metrics.get('signature') or '')]
-        for task, metrics in tasks.items()
-        for metric, value in metrics.items()
-        if metric != 'signature'
-    ]
+    rows = []
+    for task, metrics in tasks.items():
+        signature = str(metrics.get('signature') or '')
+        for metric, value in metrics.items():
+            if metric != 'signature':
+                rows.append([task, metric, number(value), signature])
+                task = signature = ''  # Said once.
     return ['task', 'metric', 'value', 'signature'], rows
 
 

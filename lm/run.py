@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import json
 import os
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,12 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from lm import attention, backend, mesh, optimizers, tokenizer
+from lm import attention, backend, mesh, objectives, optimizers, tokenizer
 from lm import config as configs
+from lm.attention.masks import causal
 from lm.config import Config
 from lm.data import features, source
+from lm.data.pipeline import Objective
 from lm.errors import InputError
 from lm.objectives import OBJECTIVES
 from lm.step import Steps
@@ -38,7 +38,7 @@ class Run:
         mesh: over all devices.
         steps: the compiled functions.
         learning_rate: learning rate by step.
-        objective: `(tokens, rng) -> fields` of a batch.
+        objective: what is made of windows of tokens.
     """
 
     config: Config
@@ -46,7 +46,7 @@ class Run:
     mesh: Mesh
     steps: Steps
     learning_rate: optax.Schedule
-    objective: Callable[..., Any]
+    objective: Objective
 
 
 def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
@@ -56,26 +56,78 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         InputError: the mesh does not fit a parameter, a name is unknown, or the model would see what it
             is to predict.
     """
-    for kind in attention.parse_pattern(config.model.attention):
-        if not kind.is_causal:
-            raise InputError(
-                f"config.model.attention: '{kind}' lets tokens see those that they are to predict. "
-                f"Did you mean '{attention.causal_form(kind)}'?"
-            )
-        if config.data.packing and not kind.may_pack:
-            raise InputError(
-                f"config.model.attention: '{kind}' counts from the start of a row, and "
-                'config.data.packing = True puts documents anywhere in it. Set it to False.'
-            )
+    spec = _spec(config, text)
+    objectives.check(config.objective.name, config.model.architecture, spec)
+    _check_attention(config)
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
         config.schedule, config.optimizer.learning_rate, config.train.steps
     )
     optimizer = optimizers.build(config.optimizer, learning_rate)
     with jax.set_mesh(device_mesh):
-        steps = Steps(config, text.vocab_size, device_mesh, optimizer)
-    objective = functools.partial(OBJECTIVES['causal'], spec=None)
-    return Run(config, text, device_mesh, steps, learning_rate, objective)
+        steps = Steps(config, spec.vocabulary.total, device_mesh, optimizer)
+    return Run(config, text, device_mesh, steps, learning_rate, _objective(config, spec))
+
+
+def _spec(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
+    vocabulary = tokenizer.vocabulary(text, config.tokenizer)
+    length = config.data.length
+    source_length = config.data.source_length or length
+    return objectives.Spec(config.objective, vocabulary, length, source_length)
+
+
+def _objective(config: Config, spec: objectives.Spec) -> Objective:
+    entry = OBJECTIVES[config.objective.name]
+    return Objective(
+        fields=lambda tokens, rng, draw: entry.function(tokens, rng, spec, draw),
+        window=objectives.window(entry, spec),
+        least=entry.least,
+        sizes=lambda n: entry.sizes(n, spec),
+        length=spec.length,
+        source_length=spec.source_length * (config.model.architecture == 'encoder_decoder'),
+        overlap=entry.overlap,
+        whole=config.objective.name in ('causal', 'seq2seq'),
+        pairs=entry.takes_pair,
+    )
+
+
+def _check_attention(config: Config) -> None:
+    """Raises InputError where the model would see what it is to predict, or what packing moves."""
+    model, name = config.model, config.objective.name
+    patterns = {'attention': model.attention}
+    if model.architecture == 'encoder_decoder':
+        patterns['encoder_attention'] = model.encoder_attention
+    for key, pattern in patterns.items():
+        place = f'config.model.{key}'
+        for kind in attention.parse_pattern(pattern, place):
+            if name == 'permutation' and kind != causal:
+                raise InputError(
+                    f"{place}: '{kind}' is asked about places, and config.objective.name = 'permutation' "
+                    "about the order of prediction. Did you mean 'causal'?"
+                )
+            decodes = key == 'attention' and model.architecture != 'encoder'
+            if (
+                decodes
+                and not (attention.without_prefix(kind) if name == 'prefix' else kind).is_causal
+            ):
+                raise InputError(
+                    f"{place}: '{kind}' lets tokens see those that they are to predict. "
+                    f"Did you mean '{attention.causal_form(kind)}'?"
+                )
+            if config.data.packing and not kind.may_pack:
+                raise InputError(
+                    f"{place}: '{kind}' counts from the start of a row, and "
+                    'config.data.packing = True puts documents anywhere in it. Set it to False.'
+                )
+    if name == 'seq2seq':
+        from lm import metrics  # sacreBLEU takes a while to import.
+
+        metrics.check_tokenizer(config.eval.bleu_tokenizer, 'config.eval.bleu_tokenizer')
+    if name == 'masked' and config.objective.pairs and config.data.packing:
+        raise InputError(
+            f"config.objective.pairs = '{config.objective.pairs}' needs rows of one pair each: set "
+            'config.data.packing = False.'
+        )
 
 
 def check_mesh(config: Config) -> Mesh:

@@ -1,14 +1,7 @@
-"""The step: pure functions of a state and a batch, compiled once over the mesh.
-
-A loss is a function `loss(params, batch, rng) -> (sum, weight, sums)`: the sum over tokens of what is
-minimised, the weight that makes it a mean, and further sums to report. Sums add up exactly over
-micro-batches, hosts and ragged last batches; a mean of means would not. Without an rng it is the loss of
-evaluation: no dropout, no label smoothing, no z-loss.
-"""
+"""The step: pure functions of a state and a batch, compiled once over the mesh."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -18,12 +11,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import backend, losses, mesh, tree
+from lm import backend, mesh, models, terms, tree
 from lm.config import Config
-from lm.models.decoder import Decoder
-
-Batch = dict[str, jax.Array]
-Loss = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+from lm.models import Model
+from lm.terms import Batch, Loss, Sums
 
 
 @flax.struct.dataclass
@@ -49,48 +40,14 @@ class TrainState:
     skipped_in_a_row: jax.Array
 
 
-def language_model_loss(model: Decoder, config: Config, device_mesh: Mesh) -> Loss:
-    """Returns the cross-entropy of a language model over the batch contract."""
-
-    def loss(params: Any, batch: Batch, rng: jax.Array | None) -> Any:
-        variables, training = {'params': params}, rng is not None
-        hidden = model.apply(  # [B, T, D]
-            variables,
-            batch['inputs'],
-            positions=batch['positions'],
-            segment_ids=batch['segment_ids'] if config.data.packing else None,
-            deterministic=not training,
-            rngs={'dropout': rng} if training else None,
-            method='hidden',
-        )
-        rows, length = batch['targets'].shape
-        return losses.chunked_cross_entropy(
-            lambda h: model.apply(variables, h, method='logits'),
-            hidden,
-            batch['targets'],
-            batch['loss_weights'],
-            chunks=losses.chunks_for(
-                rows // mesh.row_shards(device_mesh),
-                length // device_mesh.shape['sequence'],
-                model.padded_vocab_size // device_mesh.shape['tensor'],
-                config.loss.max_logits_mb,
-            ),
-            label_smoothing=config.loss.label_smoothing if training else 0.0,
-            z_loss=config.loss.z_loss if training else 0.0,
-        )
-
-    return loss
-
-
 def init_state(
-    model: Decoder, optimizer: optax.GradientTransformation, config: Config, seed: int
+    model: Model, optimizer: optax.GradientTransformation, config: Config, seed: int
 ) -> TrainState:
     """Returns the state before the first step. Traceable."""
     key = jax.random.key(seed)
     # The parameters are those of unrolled layers too, and a loop compiles faster.
     looped = model.clone(config=dataclasses.replace(model.config, scan_layers=True))
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    params = looped.init(key, tokens)['params']
+    params = looped.init(key, **models.example(looped))['params']
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -118,20 +75,21 @@ def train_step(
     Args:
         state: before the step.
         batch: fields [B, T] of the batch contract.
-        loss: see the module's docstring.
+        loss: what is minimised.
         optimizer: the whole chain from gradient to update.
         accumulation: the batch goes through the model in so many equal parts; the result is the same.
         ema_decay: of the moving average; 0 is off.
 
     Returns:
-        The state after it, and metrics as float32 scalars: the loss's sums divided by their weight
-        (nats a token), `grad_norm`, `weight`, `skipped`, `skipped_in_a_row`.
+        The state after it, and metrics as float32 scalars: `loss`, which is minimised; each term's sums
+        divided by its weight (nats a token), those of terms but the main one as `TERM/NAME`; `grad_norm`,
+        `weight` of the main term, `skipped`, `skipped_in_a_row`.
     """
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    weight = jnp.maximum(jnp.sum(batch['loss_weights']), 1.0)
-    grads, sums = _gradient(state.params, batch, rng, weight, loss, accumulation)
+    weights = loss.weights(batch)
+    grads, (total, sums) = _gradient(state.params, batch, rng, weights, loss, accumulation)
     grad_norm = optax.global_norm(grads)
-    finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums['loss'])
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(total)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -154,23 +112,40 @@ def train_step(
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-    metrics = {name: total / weight for name, total in sums.items()} | {
+    means = jax.tree.map(
+        jnp.divide, sums, {name: dict.fromkeys(sums[name], _one(weights[name])) for name in sums}
+    )
+    metrics = terms.flat(means, loss.main) | {
+        'loss': total,
         'grad_norm': grad_norm,
-        'weight': weight,
+        'weight': _one(weights[loss.main]),
         'skipped': new.skipped,
         'skipped_in_a_row': new.skipped_in_a_row,
     }
     return new, metrics
 
 
+def _one(weight: jax.Array) -> jax.Array:
+    """A batch without anything to learn has a sum of 0, and not a mean of 0 / 0."""
+    return jnp.maximum(weight, 1.0)
+
+
 def _gradient(
-    params: Any, batch: Batch, rng: jax.Array, weight: jax.Array, loss: Loss, parts: int
-) -> tuple[Any, dict[str, jax.Array]]:
-    """Returns the gradient of the mean loss, and the sums, over `parts` micro-batches."""
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+    weights: dict[str, jax.Array],
+    loss: Loss,
+    parts: int,
+) -> tuple[Any, tuple[jax.Array, Sums]]:
+    """Returns the gradient of the loss; and the loss and its terms' sums, over `parts` micro-batches."""
 
     def mean(params: Any, part: Batch, rng: jax.Array) -> Any:
-        total, _, sums = loss(params, part, rng)
-        return total / weight, sums | {'loss': total}
+        sums = loss.sums(params, part, rng)
+        total = sum(
+            c * sums[name]['loss'] / _one(weights[name]) for name, c in loss.coefficients.items()
+        )
+        return total, (total, sums)
 
     gradient = jax.grad(mean, has_aux=True)
     if parts == 1:
@@ -197,9 +172,10 @@ def _gradient(
 
 
 def eval_step(params: Any, batch: Batch, *, loss: Loss) -> dict[str, jax.Array]:
-    """Returns sums over a batch: those of the loss, without dropout or smoothing, and `weight`."""
-    total, weight, sums = loss(params, batch, None)
-    return sums | {'loss': total, 'weight': weight}
+    """Returns sums over a batch: those of each term, without dropout or smoothing, and its `weight`."""
+    weights = loss.weights(batch)
+    sums = loss.sums(params, batch, None)
+    return terms.flat({name: sums[name] | {'weight': weights[name]} for name in sums}, loss.main)
 
 
 def norms(
@@ -207,8 +183,7 @@ def norms(
 ) -> dict[str, Any]:
     """Returns the norm of each parameter and of its gradient at a step, for a post-mortem."""
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
-    weight = jnp.maximum(jnp.sum(batch['loss_weights']), 1.0)
-    grads, _ = _gradient(state.params, batch, rng, weight, loss, accumulation)
+    grads, _ = _gradient(state.params, batch, rng, loss.weights(batch), loss, accumulation)
     return jax.tree.map(
         lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)))),
         {'gradient_norms': grads, 'parameter_norms': state.params},
@@ -234,8 +209,7 @@ class Steps:
         device_mesh: Mesh,
         optimizer: optax.GradientTransformation,
     ):
-        self.model = Decoder(config.model, vocab_size, config.data.length)
-        loss = language_model_loss(self.model, config, device_mesh)
+        self.model, loss = terms.build(config, vocab_size, device_mesh)
 
         def init() -> TrainState:
             return init_state(self.model, optimizer, config, config.seed)

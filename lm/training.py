@@ -239,7 +239,11 @@ class Loop:
         content = {
             'step': pending.step,
             'batch': pipeline.describe(
-                self.splits['train'], self.config.data, self.config.seed, pending.index
+                self.splits['train'],
+                self.config.data,
+                self.run.objective,
+                self.config.seed,
+                pending.index,
             ),
             'metrics': {name: repr(value) for name, value in metrics.items()},
         } | {
@@ -266,7 +270,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     runs.add_history(workdir, event, step, seconds=round(seconds, 1))
     history = runs.read_history(workdir)
     params = evaluated_params(state)
-    results, samples = {}, []
+    results, tasks, samples = {}, {}, []
     if finished:
         known = {'valid': loop.evaluated[step]} if step in loop.evaluated else {}
         results = {
@@ -274,13 +278,19 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             for name, split in loop.splits.items()
             if name != 'train'
         }
-        samples = LanguageModel(run, params).samples(config.generate, config.seed)
+        if config.objective.name == 'seq2seq':
+            from lm import translation  # sacreBLEU takes a while to import.
+
+            names = [name for name in ('test', 'valid') if name in loop.splits][:1]
+            tasks, samples = translation.evaluate(run, params, names, workdir)
+        else:
+            samples = LanguageModel(run, params).samples(config.generate, config.seed)
     flops = {
         name: throughput.flops_per_token(
             run.steps.parameters,
             config.model,
             config.data.length,
-            run.tokenizer.vocab_size,
+            run.steps.model.vocab_size,
             causal=causal,
         )
         for name, causal in (('mfu', False), ('mfu_causal', True))
@@ -295,7 +305,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
         'seconds': sum(event.get('seconds', 0) for event in history),
         'finished': finished,
         'splits': results,
-        'tasks': {},
+        'tasks': tasks,
         'throughput': measured,
         'curves': report.curves(workdir),
         'samples': samples,

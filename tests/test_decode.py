@@ -122,7 +122,7 @@ def test_the_loop_has_no_stacked_and_no_unrounded_matrix(dtype):
         decode._continue, model=model, sampling=GREEDY, stop=(), stream=None, ordered=True, size=16
     )
     jaxpr = jax.make_jaxpr(step)(
-        params, PROMPTS, LENGTHS, np.zeros(3, bool), jax.random.key(0), 0, 10
+        params, PROMPTS, LENGTHS, None, np.zeros(3, bool), jax.random.key(0), 0, 10
     )
     (inner,) = (e.params['jaxpr'] for e in jaxpr.eqns if 'jaxpr' in e.params)
     (loop,) = (e for e in inner.eqns if e.primitive.name == 'while')

@@ -54,7 +54,7 @@ def documents(step, sizes):
 
 def assemble(rows):
     """Rows of documents as a batch [B, T]."""
-    rows = [[OBJECTIVES['causal'](tokens, None, None) for tokens in row] for row in rows]
+    rows = [[OBJECTIVES['causal'].function(tokens, None, None) for tokens in row] for row in rows]
     fields = [pack.assemble(row, LENGTH) for row in rows]
     return {name: np.stack([row[name] for row in fields]) for name in fields[0]}
 

@@ -222,3 +222,67 @@ def test_load_without_a_tokenizer(tmp_path):
 def test_tables_of_ids():
     assert (tokenizer.PAD, tokenizer.BOS, tokenizer.EOS, tokenizer.UNK) == (0, 1, 2, 3)
     assert 'tensorflow' not in sys.modules
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_pieces_are_the_text(kind):
+    made = make(kind)
+    pieces = made.pieces()
+    assert len(pieces) == made.vocab_size - 4
+    for text in [TEXT, *(random_texts(100) if kind != 'chars' else [])]:
+        joined = b''.join(pieces[i - 4] for i in made.encode(text))
+        assert joined.decode() == text
+
+
+def words(kind, text):
+    """The text, cut where `word_starts` says that words start."""
+    made = make(kind, text + TEXT)
+    ids, pieces = made.encode(text), made.pieces()
+    starts = tokenizer.vocabulary(made, SPEC).word_starts(ids)
+    parts = []
+    for i, start in zip(ids, starts, strict=True):
+        parts += [b''] * bool(start)
+        parts[-1] += pieces[i - 4]
+    return [part.decode() for part in parts]
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_words_start_where_letters_do(kind):
+    text = "Two cats, 12 dogs\n\tde\u0301ja\u0300's\n一日一善"
+    expected = ['Two', 'cats', ',', '12', 'dogs', '\n', '\t', 'de\u0301ja\u0300', "'", 's', '\n']
+    found = [word.strip(' ') for word in words(kind, text)]
+    # A space is a word, or the beginning of the next one.
+    assert [word for word in found if word] == [*expected, *'一日一善']
+
+
+def test_words_of_bytes_by_hand():
+    assert words('bytes', 'ab c') == ['ab', ' ', 'c']
+    assert words('chars', 'ab c') == ['ab', ' ', 'c']
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_sentences_end_where_they_do(kind):
+    made = make(kind)
+    vocabulary = tokenizer.vocabulary(made, SPEC)
+    ends = [
+        piece for piece, end in zip(made.pieces(), vocabulary.ends_sentence[4:], strict=True) if end
+    ]
+    assert b'.' in ends
+    assert b'\n' in ends
+    assert ('。'.encode() in ends) == (kind == 'chars')  # The others have it as bytes.
+    assert b',' not in ends
+    for piece in ends:
+        assert b'\n' in piece or piece.decode()[-1] in '.!?。．｡！？'
+
+
+def test_mask_and_sentinels_come_after_the_tokenizers_ids():
+    made = make('bytes')
+    vocabulary = tokenizer.vocabulary(made, SPEC)
+    assert (vocabulary.size, vocabulary.mask, vocabulary.sentinels) == (260, -1, ())
+    assert vocabulary.total == 260
+    more = dataclasses.replace(SPEC, mask=True, sentinels=2)
+    vocabulary = tokenizer.vocabulary(made, more)
+    assert (vocabulary.size, vocabulary.mask, vocabulary.sentinels) == (260, 260, (261, 262))
+    assert vocabulary.total == len(vocabulary.starts_word) == 263
+    assert vocabulary.word_starts(np.array([69, 70, 260, 70, 261])).tolist() == [1, 0, 1, 1, 1]
+    assert made.decode([69, 260, 261, 262]) == 'A'

@@ -224,7 +224,15 @@ def _tokens(documents: str) -> features.TokenizedSplit:
 def lm_batches(documents: str) -> Built:
     """`lm.data.pipeline`: shuffled by epochs, packed, with positions and segments, in threads."""
     split, data = _tokens(documents), data_config(length=LENGTH, batch_size=BATCH)
-    dataset = pipeline.train_dataset(split, data, functools.partial(causal, spec=None), seed=0)
+    objective = pipeline.Objective(
+        lambda tokens, rng, draw: causal(tokens, rng),
+        window=data.length + 1,
+        least=2,
+        sizes=lambda n: (n - 1, 0),
+        length=data.length,
+        overlap=1,
+    )
+    dataset = pipeline.train_dataset(split, data, objective, seed=0)
     batches = pipeline.batches(dataset)
 
     def sample() -> float:

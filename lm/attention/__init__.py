@@ -11,7 +11,16 @@ The tests of the table hold every entry to the plain form, to causality and to p
 """
 
 from lm.attention.choose import IMPLEMENTATIONS, attend, explain
-from lm.attention.expression import causal_form, parse, parse_pattern
+from lm.attention.expression import causal_form, parse, parse_pattern, without_prefix
 from lm.attention.show import show
 
-__all__ = ['IMPLEMENTATIONS', 'attend', 'causal_form', 'explain', 'parse', 'parse_pattern', 'show']
+__all__ = [
+    'IMPLEMENTATIONS',
+    'attend',
+    'causal_form',
+    'explain',
+    'parse',
+    'parse_pattern',
+    'show',
+    'without_prefix',
+]

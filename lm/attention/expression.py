@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.attention import linear
-from lm.attention.masks import MASKS, PRESETS, Heads, Mask, causal, full, heads
+from lm.attention.masks import MASKS, PRESETS, Heads, Mask, causal, full, heads, prefix
 from lm.attention.nsa import NSA
+from lm.attention.table import NOTHING, replace
 from lm.attention.topk import TopK
 from lm.errors import InputError, nearest
 
@@ -90,6 +91,13 @@ def causal_form(kind: Any) -> str:
         case Mask():
             return str(kind if kind.is_causal else causal if kind == full else causal & kind)
     return str(dataclasses.replace(kind, causal=1))
+
+
+def without_prefix(kind: Any) -> Any:
+    """Returns what sees the same, but for a prefix's tokens that see each other."""
+    if isinstance(kind, Heads):
+        return Heads(tuple(map(without_prefix, kind.masks)))
+    return replace(kind, prefix, NOTHING) if isinstance(kind, Mask) else kind
 
 
 def parse_pattern(texts: Sequence[str], place: str = 'config.model.attention') -> tuple[Any, ...]:

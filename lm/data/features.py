@@ -48,6 +48,8 @@ class TokenizedSplit:
         num_bytes: UTF-8 bytes of the text, the denominator of bits per byte.
         num_words: words of the text separated by white space, that of word perplexity.
         invalid_bytes: bytes of the source that were not UTF-8.
+        paired: documents 2i and 2i + 1 are two sides of one thing, such as a text and its translation.
+            The second is what is predicted: only it counts in num_targets, num_bytes and num_words.
     """
 
     spec: str
@@ -59,6 +61,11 @@ class TokenizedSplit:
     num_bytes: int
     num_words: int
     invalid_bytes: int
+    paired: bool = False
+
+    def document(self, index: int) -> np.ndarray:
+        """Returns the stored tokens of a document, int32: BOS, its tokens, EOS."""
+        return np.asarray(self.tokens[self.offsets[index] : self.offsets[index + 1]], np.int32)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -137,7 +144,7 @@ def _write(folder: Path, source: Source, tokenizer: Tokenizer, workers: int, lab
     partial = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', suffix='.partial', dir=folder.parent))
     try:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        encode = functools.partial(_encode, tokenizer=tokenizer, dtype=dtype)
+        encode = functools.partial(_encode, tokenizer=tokenizer, dtype=dtype, paired=source.paired)
         blocks = _blocks(source.records(), tokenizer.splits_at_newlines)
         totals: collections.Counter[str] = collections.Counter()
         offsets = [np.zeros(1, np.int64)]
@@ -147,10 +154,17 @@ def _write(folder: Path, source: Source, tokenizer: Tokenizer, workers: int, lab
                 offsets.append(totals['tokens'] + encoded.ends)
                 totals.update(encoded.counts)
                 bar.update(encoded.counts['num_bytes'])
-        np.save(partial / 'offsets.npy', np.concatenate(offsets))
-        tokens = totals.pop('tokens')
-        targets = tokens - totals['num_documents']
-        meta = {**totals, 'num_targets': targets, 'dtype': dtype.name}
+        offsets = np.concatenate(offsets)
+        np.save(partial / 'offsets.npy', offsets)
+        del totals['tokens']
+        lengths = np.diff(offsets)
+        predicted = lengths[1::2] if source.paired else lengths
+        meta = {
+            **totals,
+            'num_targets': int((predicted - 1).sum()),
+            'dtype': dtype.name,
+            'paired': source.paired,
+        }
         (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
         _publish(partial, folder)
     finally:
@@ -177,12 +191,14 @@ class _Block(NamedTuple):
         begun: the first text goes on from the block before.
         open: the last text goes on in the next block.
         invalid_bytes: of the documents that begin here.
+        first: the number of the first document.
     """
 
     texts: list[str]
     begun: bool
     open: bool
     invalid_bytes: int
+    first: int = 0
 
 
 class _Encoded(NamedTuple):
@@ -195,8 +211,9 @@ class _Encoded(NamedTuple):
 
 def _blocks(documents: Iterable[Document], cut: bool) -> Iterator[_Block]:
     """Yields blocks of about `_BLOCK` characters; long documents are cut, after newlines."""
-    texts, begun, size, invalid = [], False, 0, 0
-    for text, invalid_bytes in documents:
+    texts, begun, size, invalid, first = [], False, 0, 0, 0
+    for number, (text, invalid_bytes) in enumerate(documents):
+        first = first if texts else number
         invalid += invalid_bytes
         start = 0
         while start < len(text):
@@ -207,13 +224,13 @@ def _blocks(documents: Iterable[Document], cut: bool) -> Iterator[_Block]:
             start = stop
             if size >= _BLOCK:
                 is_open = stop < len(text)
-                yield _Block(texts, begun, is_open, invalid)
-                texts, begun, size, invalid = [], is_open, 0, 0
+                yield _Block(texts, begun, is_open, invalid, first)
+                texts, begun, size, invalid, first = [], is_open, 0, 0, number
     if texts:
-        yield _Block(texts, begun, False, invalid)
+        yield _Block(texts, begun, False, invalid, first)
 
 
-def _encode(block: _Block, tokenizer: Tokenizer, dtype: np.dtype) -> _Encoded:
+def _encode(block: _Block, tokenizer: Tokenizer, dtype: np.dtype, paired: bool = False) -> _Encoded:
     ids, lengths = tokenizer.encode_batch(block.texts)
     # BOS, ids, EOS of each text, but without the BOS of a begun one and the EOS of an open one.
     ends = np.cumsum(lengths + 2) - block.begun
@@ -225,11 +242,12 @@ def _encode(block: _Block, tokenizer: Tokenizer, dtype: np.dtype) -> _Encoded:
     tokens[is_text] = ids
     if block.open:
         tokens, ends = tokens[:-1], ends[:-1]
-    text = '\n'.join(block.texts)
+    predicted = block.texts[1 - block.first % 2 :: 2] if paired else block.texts
+    text = '\n'.join(predicted)
     counts = {
         'tokens': len(tokens),
         'num_documents': len(ends),
-        'num_bytes': len(text.encode()) - (len(block.texts) - 1),
+        'num_bytes': len(text.encode()) - max(len(predicted) - 1, 0),
         'num_words': _count_words(text),
         'invalid_bytes': block.invalid_bytes,
     }
@@ -240,7 +258,7 @@ def _count_words(text: str) -> int:
     """Returns `len(text.split())`, ten times faster and without the interpreter's lock."""
     points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
     space = _IS_SPACE.take(points, mode='clip')
-    return int(np.count_nonzero(space[:-1] & ~space[1:]) + (not space[0]))
+    return int(np.count_nonzero(space[:-1] & ~space[1:]) + (not space[:1].all()))
 
 
 def _in_order(

@@ -1,7 +1,8 @@
 """Documents into rows of equal length. Pure numpy.
 
-A document of m stored tokens gives m - 1 targets. It is cut into windows of at most T targets; windows
-shorter than T share a row, kept apart by segment ids.
+A document of m stored tokens gives m targets, or m - 1 where each is predicted from the token before it
+(`overlap` = 1). It is cut into windows of as many as fill a row; shorter windows share a row, kept apart by
+segment ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,7 @@ class Windows(NamedTuple):
 
     Attributes:
         document: int64, which document.
-        start: int64, the first target; it is predicted from the stored token `start`, so that the
-            window's tokens are `start` to `start + size`, both included.
+        start: int64, the first stored token. The window's tokens end before `start + size + overlap`.
         size: int32, number of targets.
         score_from: int32, the first target of the window that counts in the loss.
     """
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
         return self.windows[self.offsets[row] : self.offsets[row + 1]]
 
 
-def windows(lengths: np.ndarray, length: int, stride: int = 0) -> Windows:
+def windows(lengths: np.ndarray, length: int, stride: int = 0, overlap: int = 1) -> Windows:
     """Cuts documents into windows in which every target is scored exactly once.
 
     >>> windows(np.array([3, 6]), length=4)  # 2 and 5 targets
@@ -57,20 +57,21 @@ def windows(lengths: np.ndarray, length: int, stride: int = 0) -> Windows:
 
     Args:
         lengths: int [documents], stored tokens of each document.
-        length: T, the most targets in a window.
+        length: the most targets in a window.
         stride: 0 for windows side by side. Else each window begins `stride` targets after the one
             before it and scores only what that one did not, so that all but a document's first
-            targets are predicted from at least T - stride tokens.
+            targets are predicted from at least `length` - stride tokens.
+        overlap: tokens that a window shares with the next one.
 
     Raises:
-        InputError: the stride is larger than T, so that targets would be left out.
+        InputError: the stride is larger than `length`, so that targets would be left out.
     """
     if stride > length:
         raise InputError(
             f'config.eval.stride = {stride} is more than config.data.length = {length}, so tokens '
             'between windows would not be scored.'
         )
-    targets = np.maximum(np.asarray(lengths, np.int64) - 1, 0)
+    targets = np.maximum(np.asarray(lengths, np.int64) - overlap, 0)
     step = stride or length
     # A window beyond the first is needed for each step beyond T.
     counts = np.where(targets > 0, 1 + -(-np.maximum(targets - length, 0) // step), 0)
@@ -157,11 +158,14 @@ def _best_fit(sizes: np.ndarray, names: np.ndarray, length: int) -> np.ndarray:
     return result
 
 
-def assemble(parts: Sequence[Mapping[str, np.ndarray]], length: int) -> dict[str, np.ndarray]:
+def assemble(
+    parts: Sequence[Mapping[str, np.ndarray]], length: int, source_length: int = 0
+) -> dict[str, np.ndarray]:
     """Puts the fields of several windows into one row.
 
     Segments are numbered from 1, positions restart at 0 in each; what is left is padding: segment 0,
-    weight 0, token PAD = 0.
+    weight 0, token PAD = 0. Fields `encoder_*` have a length, positions and segments of their own; window
+    i is segment i + 1 on both sides.
 
     >>> assemble([{'inputs': [1, 7], 'targets': [7, 2], 'loss_weights': [1., 1.]},
     ...           {'inputs': [1], 'targets': [2], 'loss_weights': [1.]}], length=4)
@@ -173,21 +177,34 @@ def assemble(parts: Sequence[Mapping[str, np.ndarray]], length: int) -> dict[str
 
     Args:
         parts: the fields of each window, at least one; arrays [t] of the same keys and types, the
-            sum of all t at most T.
+            sum of all t at most T; and [s] for the encoder.
         length: T.
+        source_length: S.
 
     Returns:
-        Arrays [T], int32 but for float32 `loss_weights`.
+        Arrays [T] and [S], in the fields' types; positions and segments are int32.
     """
-    row = {name: np.zeros(length, first.dtype) for name, first in parts[0].items()}
+    row = {}
+    for prefix, size in (('', length), ('encoder_', source_length)):
+        names = [n for n in parts[0] if n.startswith('encoder_') == bool(prefix)]
+        if names:
+            row |= _side(parts, names, prefix, size)
+    return row
+
+
+def _side(
+    parts: Sequence[Mapping[str, np.ndarray]], names: list[str], prefix: str, length: int
+) -> dict[str, np.ndarray]:
+    """Returns the fields of one side, with positions and segments."""
+    row = {name: np.zeros(length, parts[0][name].dtype) for name in names}
     positions, segment_ids = np.zeros(length, np.int32), np.zeros(length, np.int32)
     start = 0
     for number, part in enumerate(parts, 1):
-        size = len(part['targets'])
+        size = len(part[names[0]])
         here = slice(start, start + size)
-        for name, values in part.items():
-            row[name][here] = values
+        for name in names:
+            row[name][here] = part[name]
         positions[here] = np.arange(size)
         segment_ids[here] = number
         start += size
-    return row | {'positions': positions, 'segment_ids': segment_ids}
+    return row | {f'{prefix}positions': positions, f'{prefix}segment_ids': segment_ids}

@@ -18,8 +18,45 @@ from lm.data.features import TokenizedSplit
 from lm.errors import InputError
 
 Batch = dict[str, np.ndarray]
-# (tokens int32 [t + 1], rng) -> fields [t]. An entry of `lm.objectives` with its config filled in.
-Objective = Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
+# (rng, n) -> at most n tokens of a random document.
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """An entry of `lm.objectives` with its config filled in.
+
+    Attributes:
+        fields: (tokens int32 [n], rng, draw) -> fields of a row: arrays [t], and [s] for encoders beside.
+            Of a split of pairs it gets (source, target) in the place of tokens.
+        window: n, the most tokens that fit a row.
+        least: n, the fewest tokens that there is something to learn from.
+        sizes: n -> (t, s), at most.
+        length: T.
+        source_length: S; 0 without an encoder beside.
+        overlap: tokens that a window shares with the next one.
+        whole: every token of the text is predicted once.
+        pairs: it learns from pairs of texts.
+    """
+
+    fields: Callable[..., dict[str, np.ndarray]]
+    window: int
+    least: int
+    sizes: Callable[[int], tuple[int, int]]
+    length: int
+    source_length: int = 0
+    overlap: int = 0
+    whole: bool = False
+    pairs: bool = False
+
+    def costs(self, targets: np.ndarray, sources: np.ndarray) -> np.ndarray:
+        """Returns which part of a row windows take, int64, of the longer of T and S."""
+        whole = max(self.length, self.source_length)
+        cost = -(-targets.astype(np.int64) * whole // self.length)
+        if not self.source_length:
+            return cost
+        return np.maximum(cost, -(-sources.astype(np.int64) * whole // self.source_length))
+
 
 _THREADS = 2
 _PREFETCH = 8  # Batches made ahead.
@@ -27,7 +64,7 @@ _PREFETCH = 8  # Batches made ahead.
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Targets `start` to `start + size` of a document, of which `score_from` on are scored."""
+    """Tokens `start` to `start + size + overlap` of a document; targets from `score_from` on are scored."""
 
     document: int
     start: int
@@ -42,33 +79,74 @@ class Packed:
     split: TokenizedSplit
     windows: pack.Windows
     rows: pack.Rows
-    length: int
+    objective: Objective
 
     def row(self, index: int) -> list[Window]:
         """Returns the windows of a row."""
         chosen = self.rows[index]
         return [*map(Window, *(field[chosen].tolist() for field in self.windows))]
 
-    def fields(
-        self, row: list[Window], objective: Objective, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """Returns a row's arrays [T]."""
-        parts = []
+    def fields(self, row: list[Window], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Returns a row's arrays [T], and [S]."""
+        objective, parts = self.objective, []
         for window in row:
-            start = int(self.split.offsets[window.document]) + window.start
-            tokens = self.split.tokens[start : start + window.size + 1]
-            part = objective(np.asarray(tokens, np.int32), rng)
+            part = objective.fields(self._tokens(window), rng, self._draw)
             if window.score_from:
                 scored = np.arange(window.size) >= window.score_from
                 part = {**part, 'loss_weights': part['loss_weights'] * scored}
             parts.append(part)
-        return pack.assemble(parts, self.length)
+        return pack.assemble(parts, objective.length, objective.source_length)
+
+    def _tokens(self, window: Window) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        split = self.split
+        if split.paired:
+            return tuple(
+                split.document(2 * window.document + side)[1:-1][: self.objective.window]
+                for side in (0, 1)
+            )
+        stop = window.start + window.size + self.objective.overlap
+        return split.document(window.document)[window.start : stop]
+
+    def _draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        tokens = self.split.document(int(rng.integers(self.split.num_documents)))
+        start = int(rng.integers(max(len(tokens) - size, 0) + 1))
+        return tokens[start : start + size]
 
 
-def pack_split(split: TokenizedSplit, data: DataConfig, stride: int = 0) -> Packed:
-    """Returns the rows of a split; the same on every host."""
-    windows = pack.windows(split.lengths, data.length, stride)
-    return Packed(split, windows, pack.rows(windows.size, data.length, data.packing), data.length)
+def pack_split(
+    split: TokenizedSplit, objective: Objective, packing: bool, stride: int = 0
+) -> Packed:
+    """Returns the rows of a split; the same on every host.
+
+    Raises:
+        InputError: the objective learns from pairs, and the split has none, or the other way round.
+    """
+    if split.paired != objective.pairs:
+        what = f"the source '{split.spec}'" if split.spec else 'a list of texts'
+        if split.paired:
+            raise InputError(
+                f"{what} is of pairs of texts, which config.objective.name = 'seq2seq' learns from; for "
+                'others, give a source of texts.'
+            )
+        raise InputError(
+            f"{what} is of single texts, and config.objective.name = 'seq2seq' learns from pairs: give "
+            "'parallel:...', 'tsv:...' or 'builtin:numerals'."
+        )
+    if split.paired:
+        sources, targets = np.minimum(split.lengths - 2, objective.window).reshape(-1, 2).T
+        number = np.arange(len(sources))
+        zeros = np.zeros(len(sources), np.int32)
+        windows = pack.Windows(number, zeros, targets.astype(np.int32), zeros)
+        costs = objective.costs(targets + 1, sources + 1)
+    else:
+        overlap = objective.overlap
+        windows = pack.windows(split.lengths, objective.window - overlap, stride, overlap)
+        enough = windows.size + overlap >= objective.least
+        windows = pack.Windows(*(field[enough] for field in windows))
+        sizes = np.array([objective.sizes(n) for n in range(objective.window + 1)])
+        costs = objective.costs(*sizes[windows.size + overlap].T)
+    whole = max(objective.length, objective.source_length)
+    return Packed(split, windows, pack.rows(costs, whole, packing), objective)
 
 
 def train_dataset(
@@ -83,44 +161,44 @@ def train_dataset(
 
     Args:
         split: the training split.
-        data: `length`, `batch_size`, `packing` and `random_crop` are read.
-        objective: called as (tokens int32 [t + 1], rng) for each window.
+        data: `batch_size`, `packing` and `random_crop` are read.
+        objective: what is made of each window.
         seed: of the order, the crops and the objective.
         host: index of this host; it gets the rows from host * B / num_hosts on of each batch.
         num_hosts: number of hosts.
 
     Returns:
-        Element i is batch i: a dict of arrays [B / num_hosts, T].
+        Element i is batch i: a dict of arrays [B / num_hosts, T], and [B / num_hosts, S].
 
     Raises:
         InputError: the split has fewer rows than a batch, or hosts do not divide the batch.
     """
     size = _rows_of_a_host(data.batch_size, num_hosts, 'config.data.batch_size')
-    packed = pack_split(split, data)
+    packed = pack_split(split, objective, data.packing)
     if len(packed.rows) < data.batch_size:
         raise InputError(
             f"the training source '{split.spec}' has {split.num_targets} tokens in "
-            f'{len(packed.rows)} rows, less than one batch of {data.batch_size} rows x {data.length} '
+            f'{len(packed.rows)} rows, less than one batch of {data.batch_size} rows x {objective.length} '
             'tokens; lower config.data.batch_size or config.data.length.'
         )
     return (
         _chosen_rows(packed, data, seed)
-        .random_map(
-            lambda row, rng: packed.fields(row, objective, rng), seed=_derived(seed, 'objective')
-        )
+        .random_map(packed.fields, seed=_derived(seed, 'objective'))
         # Without a remainder, since Grain's length of an endless data set overflows at size 1.
         .batch(size, drop_remainder=True)[host::num_hosts]
     )
 
 
-def describe(split: TokenizedSplit, data: DataConfig, seed: int, index: int) -> dict[str, Any]:
+def describe(
+    split: TokenizedSplit, data: DataConfig, objective: Objective, seed: int, index: int
+) -> dict[str, Any]:
     """Returns the identity of global training batch `index`, for a post-mortem.
 
     Returns:
         A JSON value: `batch`, `source`, `cache` (the folder of the tokens), and `rows`: for each
-        row of the batch its windows as [document, first target, number of targets].
+        row of the batch its windows as [document or pair, first token, number of targets].
     """
-    chosen = _chosen_rows(pack_split(split, data), data, seed)
+    chosen = _chosen_rows(pack_split(split, objective, data.packing), data, seed)
     first = index * data.batch_size
     rows = [chosen[i] for i in range(first, first + data.batch_size)]
     return {
@@ -147,7 +225,7 @@ def eval_dataset(
 
     Args:
         split: any split.
-        data: `length` and `packing` are read.
+        data: `packing` is read.
         objective: as in `train_dataset`.
         stride: tokens; see `lm.data.pack.windows`. 0 for windows side by side.
         batch_size: rows over all hosts.
@@ -158,13 +236,13 @@ def eval_dataset(
         InputError: hosts do not divide the batch, or the stride is larger than T.
     """
     size = _rows_of_a_host(batch_size, num_hosts, 'config.eval.batch_size')
-    packed = pack_split(split, data, stride)
+    packed = pack_split(split, objective, data.packing, stride)
     padding = -len(packed.rows) % batch_size
 
     def fields(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if index < len(packed.rows):
-            return packed.fields(packed.row(index), objective, rng)
-        row = packed.fields(packed.row(0), objective, rng)
+            return packed.fields(packed.row(index), rng)
+        row = packed.fields(packed.row(0), rng)
         return {name: np.zeros_like(value) for name, value in row.items()}
 
     return (
@@ -190,21 +268,22 @@ def _chosen_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDatase
     rows = (
         grain.MapDataset.range(len(packed.rows)).shuffle(seed=_derived(seed, 'shuffle')).repeat()
     ).map(packed.row)
-    if not data.random_crop:
+    if not data.random_crop or packed.split.paired:
         return rows
-    lengths = packed.split.lengths
+    overlap = packed.objective.overlap
+    targets, length = packed.split.lengths - overlap, packed.objective.window - overlap
 
     def crop(row: list[Window], rng: np.random.Generator) -> list[Window]:
-        return [_cropped(window, lengths, packed.length, rng) for window in row]
+        return [_cropped(window, targets, length, rng) for window in row]
 
     return rows.random_map(crop, seed=_derived(seed, 'crop'))
 
 
-def _cropped(window: Window, lengths: np.ndarray, length: int, rng: np.random.Generator) -> Window:
-    """Moves a full window by 0 <= offset < T tokens, as far as its document reaches."""
+def _cropped(window: Window, targets: np.ndarray, length: int, rng: np.random.Generator) -> Window:
+    """Moves a full window by 0 <= offset < `length` tokens, as far as its document reaches."""
     if window.size < length:
         return window
-    room = int(lengths[window.document]) - 1 - window.start - window.size
+    room = int(targets[window.document]) - window.start - window.size
     offset = int(rng.integers(min(length, room + 1)))
     return dataclasses.replace(window, start=window.start + offset)
 

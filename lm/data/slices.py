@@ -1,6 +1,10 @@
-"""Parts of a source: documents [a:b], percent of the characters [:90%], characters, words."""
+"""Parts of a source: documents [a:b], percent of the characters [:90%], characters, words.
+
+Of a source of pairs: pairs [a:b], or percent of the pairs [:90%].
+"""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -84,6 +88,24 @@ class Slice:
             elif low < high:
                 yield document._replace(text=cut(document.text, max(low, 0), high))
             begin += size
+
+    def apply_to_pairs(self, read: Callable[[], Iterable[Document]]) -> Iterator[Document]:
+        """Yields documents 2i and 2i + 1 of each pair i of the part, which is in pairs or percent of them.
+
+        A percentage ends at int(pairs * percent / 100). All is read, though the part may end earlier, so
+        that what is wrong with the pairs is wrong with each part of them.
+
+        Args:
+            read: called for one pass over all documents; for percentages, for two.
+        """
+        scale = Fraction(1)
+        if self.unit == '%':
+            scale = Fraction(sum(1 for _ in read()) // 2, 100)
+        start = 2 * int(self.start * scale)
+        stop = math.inf if self.stop is None else 2 * int(self.stop * scale)
+        for number, document in enumerate(read()):
+            if start <= number < stop:
+                yield document
 
 
 def parse(text: str, place: str) -> Slice:

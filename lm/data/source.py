@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lm.config import DataConfig, digest
-from lm.data import pydocs, slices, tfds
+from lm.data import numerals, parallel, pydocs, slices, tfds
 from lm.data.slices import Document, Slice
 from lm.errors import InputError, lookup, nearest
 
@@ -39,12 +39,15 @@ class Source:
         read: called for one pass over all documents.
         identity: called for a JSON value that changes when what `read` gives does.
         part: the part of them that this source is.
+        paired: documents 2i and 2i + 1 are the two sides of pair i, both with text. Then `part` is in
+            pairs, or percent of them.
     """
 
     spec: str
     read: Callable[[], Iterator[Document]]
     identity: Callable[[], Any]
     part: Slice
+    paired: bool = False
 
     def records(self) -> Iterator[Document]:
         """Yields the documents that hold any text, with their counts of invalid bytes.
@@ -53,7 +56,8 @@ class Source:
             InputError: none does, or a file cannot be read or has a bad line.
         """
         empty = True
-        for document in self.part.apply(self.read):
+        apply = self.part.apply_to_pairs if self.paired else self.part.apply
+        for document in apply(self.read):
             if document.text:
                 empty = False
                 yield document
@@ -67,7 +71,7 @@ class Source:
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of all that decides the documents."""
         part = [str(self.part.start), str(self.part.stop), self.part.unit]
-        return digest([self.identity(), part])
+        return digest([self.identity(), part, self.paired])
 
 
 class Spec(NamedTuple):
@@ -110,8 +114,14 @@ def _split_brackets(text: str) -> tuple[str, str]:
     raise InputError(f"source '{text}' ends with a ']' that no '[' opens.")
 
 
-def _slice(spec: Spec) -> Slice:
-    return slices.parse(spec.part, f"source '{spec.text}'") if spec.part else Slice()
+def _slice(spec: Spec, paired: bool = False) -> Slice:
+    part = slices.parse(spec.part, f"source '{spec.text}'") if spec.part else Slice()
+    if paired and part.unit in ('c', 'w'):
+        raise InputError(
+            f"source '{spec.text}': the part '[{spec.part}]' would cut pairs apart; write [100:200] in "
+            'pairs, or [:90%] in percent of them.'
+        )
+    return part
 
 
 # --- kinds ---------------------------------------------------------------------------------------
@@ -119,15 +129,20 @@ def _slice(spec: Spec) -> Slice:
 
 def _builtin(spec: Spec, data: DataConfig) -> Source:
     module = lookup(BUILTIN, spec.where, f"the text of the source '{spec.text}'")
-    _no_field(spec)
+    paired, options = module is numerals, []
+    if paired:
+        options = [numerals.languages(spec.field, f"source '{spec.text}'")]
+    else:
+        _no_field(spec)
     named = ':' not in spec.part
     split = spec.part if named else ''
     lookup(module.SPLITS, split, f"the split of the source '{spec.text}'")
     return Source(
         spec.text,
-        lambda: map(Document, module.documents(split)),
-        lambda: [module.identity(), split],
-        Slice() if named else _slice(spec),
+        lambda: map(Document, module.documents(split, *options)),
+        lambda: [module.identity(), split, *options],
+        Slice() if named else _slice(spec, paired),
+        paired,
     )
 
 
@@ -154,20 +169,63 @@ def _jsonl(spec: Spec, data: DataConfig) -> Source:
     )
 
 
+def _parallel(spec: Spec, data: DataConfig) -> Source:
+    _no_field(spec)
+    place = f"source '{spec.text}'"
+    root = data_dir() if spec.kind == 'data' else Path()
+    files = []
+    for side in parallel.sides(spec.where, place):
+        found = _files(spec._replace(where=str(root / side)))
+        if len(found) > 1:
+            raise InputError(f"{place}: '{side}' matches {len(found)} files; a side is one file.")
+        files += found
+
+    def read() -> Iterator[Document]:
+        pairs = parallel.side_by_side(*map(_lines, files))
+        return parallel.checked(pairs, (f"'{files[0]}'", f"'{files[1]}'"), place)
+
+    return Source(
+        spec.text, read, lambda: ['parallel', *map(_content, files)], _slice(spec, True), True
+    )
+
+
+def _tsv(spec: Spec, data: DataConfig) -> Source:
+    place = f"source '{spec.text}'"
+    names = tuple((spec.field or '0,1').split(','))
+    if len(names) != 2:
+        raise InputError(
+            f"{place}: '#{spec.field}' is not two columns, such as '#0,1' or '#en,de'."
+        )
+    files = _files(spec)
+
+    def read() -> Iterator[Document]:
+        for path in files:
+            pairs = parallel.columns(_lines(path), names, path)
+            sides = tuple(f"column '{name}' of '{path}'" for name in names)
+            yield from parallel.checked(pairs, sides, place)
+
+    return Source(
+        spec.text, read, lambda: ['tsv', *names, *map(_content, files)], _slice(spec, True), True
+    )
+
+
 def _data(spec: Spec, data: DataConfig) -> Source:
-    is_jsonl = Path(spec.where.removesuffix('.gz').removesuffix('.xz')).suffix == '.jsonl'
+    if parallel.is_pair(spec.where):
+        return _parallel(spec, data)
+    kind = Path(spec.where.removesuffix('.gz').removesuffix('.xz')).suffix
     spec = spec._replace(where=str(data_dir() / spec.where))
-    return (_jsonl if is_jsonl else _text)(spec, data)
+    return {'.jsonl': _jsonl, '.tsv': _tsv}.get(kind, _text)(spec, data)
 
 
 def _tfds(spec: Spec, data: DataConfig) -> Source:
-    field = spec.field or 'text'
-    prepared = tfds.open_split(spec.where, field, spec.part, data.tfds_dir, spec.text)
+    fields = (spec.field or 'text').split(',')
+    prepared = tfds.open_split(spec.where, fields, spec.part, data.tfds_dir, spec.text)
     return Source(
         spec.text,
         lambda: (_decoded(value) for value in prepared.values()),
         prepared.identity,
         Slice(),
+        len(fields) == 2,
     )
 
 
@@ -175,15 +233,17 @@ KINDS: dict[str, Callable[[Spec, DataConfig], Source]] = {
     'builtin': _builtin,
     'text': _text,
     'jsonl': _jsonl,
+    'parallel': _parallel,
+    'tsv': _tsv,
     'tfds': _tfds,
     'data': _data,
 }
-BUILTIN = {'pydocs': pydocs}
+BUILTIN = {'pydocs': pydocs, 'numerals': numerals}
 
 
 def _no_field(spec: Spec) -> None:
     if spec.field:
-        raise InputError(f"source '{spec.text}' is plain text and has no field '#{spec.field}'.")
+        raise InputError(f"source '{spec.text}' has no field, and so no '#{spec.field}'.")
 
 
 # --- files ---------------------------------------------------------------------------------------

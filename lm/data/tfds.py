@@ -1,10 +1,12 @@
-"""Prepared TensorFlow Datasets data sets, read without TensorFlow.
+"""Prepared TensorFlow Datasets data sets, of texts or of pairs of them, read without TensorFlow.
 
 The data set must lie on disk as ArrayRecord. Its files are read without the data set's own code, which
 for many of the catalogue would import TensorFlow.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,49 +17,63 @@ _READ_AT_ONCE = 1024  # Records.
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSplit:
-    """One field of one split.
+    """One field of one split, or two, the sides of pairs.
 
     Attributes:
         builder: TFDS's own, made from the files.
         split: as TFDS writes it: `train`, `train[:10%]`, `train+test`.
-        field: name of a feature that is text.
+        paths: of the features that are text, such as ('text',), or ('translation', 'en') in a dict.
+        spec: the source as the config writes it, for messages.
     """
 
     builder: Any
     split: str
-    field: str
+    paths: list[tuple[str, ...]]
+    spec: str
 
     def values(self) -> Iterator[bytes | str]:
-        """Yields the field of each record, in the order of the files."""
+        """Yields the fields of each record, one after the other, in the order of the files.
+
+        Raises:
+            InputError: a side of a pair is empty.
+        """
         records = self.builder.as_data_source(split=self.split)
         for start in range(0, len(records), _READ_AT_ONCE):
             stop = min(start + _READ_AT_ONCE, len(records))
-            for record in records.__getitems__(list(range(start, stop))):
-                yield record[self.field]
+            for number, record in enumerate(records.__getitems__(list(range(start, stop))), start):
+                for path in self.paths:
+                    value = functools.reduce(operator.getitem, path, record)
+                    if len(self.paths) > 1 and not value.strip():
+                        raise InputError(
+                            f"source '{self.spec}': '{path[-1]}' of record {number} is empty; both "
+                            'sides of a pair must hold text.'
+                        )
+                    yield value
 
     def identity(self) -> list[Any]:
-        """Returns name, version, split, field, and the names and sizes of all files.
+        """Returns name, version, split, fields, and the names and sizes of all files.
 
         Sizes, because hashing the content would read terabytes for some data sets.
         """
         files = sorted(self.builder.data_path.iterdir())
         sizes = [[path.name, path.stat().length] for path in files if path.is_file()]
-        return [str(self.builder.info.full_name), self.split, self.field, sizes]
+        return [str(self.builder.info.full_name), self.split, self.paths, sizes]
 
 
-def open_split(name: str, field: str, split: str, data_dir: str, spec: str) -> PreparedSplit:
+def open_split(name: str, fields: list[str], split: str, data_dir: str, spec: str) -> PreparedSplit:
     """Finds a prepared data set.
 
     Args:
         name: NAME, NAME/CONFIG, each with an optional :VERSION.
-        field: name of a text feature.
+        fields: the name of a text feature, or two, of a translation's languages or any others. They may be
+            features of the data set, or lie in a feature that is a dict.
         split: a split of TFDS; '' for `train`.
         data_dir: where data sets are prepared; '' for TFDS's default.
         spec: the source as the config writes it, for messages.
 
     Raises:
         InputError: tensorflow-datasets is not installed, the data set is not prepared, is not in a
-            format of random access, or has no such split or text feature.
+            format of random access, has no such split or text feature, or the fields are more than two.
     """
     try:
         from tensorflow_datasets.core import read_only_builder
@@ -77,14 +93,9 @@ def open_split(name: str, field: str, split: str, data_dir: str, spec: str) -> P
             '.download_and_prepare().'
         ) from None
     split = split or 'train'
-    if field not in builder.info.features:
-        raise InputError(
-            f"source '{spec}': '{name}' has no feature '{field}'."
-            f'{nearest(field, builder.info.features)}'
-        )
-    dtype = builder.info.features[field].np_dtype
-    if builder.info.features[field].shape != () or dtype not in (object, str, bytes):
-        raise InputError(f"source '{spec}': the feature '{field}' of '{name}' is not text.")
+    if len(fields) > 2:
+        raise InputError(f"source '{spec}': {len(fields)} fields are neither a text nor a pair.")
+    paths = [_path(builder.info.features, field, name, spec) for field in fields]
     try:
         builder.as_data_source(split=split)
     except NotImplementedError:
@@ -97,4 +108,22 @@ def open_split(name: str, field: str, split: str, data_dir: str, spec: str) -> P
             f"source '{spec}': '{name}' has no split '{split}'."
             f'{nearest(split, builder.info.splits)}'
         ) from None
-    return PreparedSplit(builder, split, field)
+    return PreparedSplit(builder, split, paths, spec)
+
+
+def _path(features: Any, field: str, name: str, spec: str) -> tuple[str, ...]:
+    """Returns where a text feature is: (field,), or (dict, field)."""
+    from tensorflow_datasets.core.features.features_dict import FeaturesDict
+
+    paths = {key: (key,) for key in features}
+    for outer, feature in features.items():
+        if isinstance(feature, FeaturesDict):  # Such as a Translation.
+            paths = {inner: (outer, inner) for inner in feature} | paths
+    if field not in paths:
+        raise InputError(
+            f"source '{spec}': '{name}' has no feature '{field}'.{nearest(field, paths)}"
+        )
+    feature = functools.reduce(operator.getitem, paths[field], features)
+    if feature.shape != () or feature.np_dtype not in (object, str, bytes):
+        raise InputError(f"source '{spec}': the feature '{field}' of '{name}' is not text.")
+    return paths[field]

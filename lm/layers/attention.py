@@ -14,7 +14,7 @@ from lm.config import ModelConfig
 from lm.errors import InputError
 from lm.layers.dense import Dense
 from lm.layers.norm import RMSNorm
-from lm.layers.position import alibi_slopes, rotate
+from lm.layers.position import alibi_slopes, relative_bias, rotate
 from lm.layers.tokens import UNKNOWN, Tokens
 
 # Keys and values of one layer, `{'key': [B, G, S, K], 'value': [B, G, S, K]}`: what a head multiplies lies
@@ -48,24 +48,41 @@ def head_sizes(config: ModelConfig) -> tuple[int, int, int]:
 
 
 def project(
-    config: ModelConfig, x: jax.Array, tokens: Tokens
+    config: ModelConfig, x: jax.Array, tokens: Tokens, source: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns queries `[B, T, H, K]`, keys and values `[B, T, G, K]` of `[B, T, D]`.
+    """Returns queries `[B, T, H, K]`, keys and values `[B, S, G, K]` of `[B, T, D]`.
 
     To be called in a compact method: parameters `query key value`, and norms, become those of the module.
+
+    Args:
+        config: the model.
+        x: `[B, T, D]`.
+        tokens: their `angles` turn queries and keys.
+        source: `[B, S, D]`, of which keys and values are; None: of `x`.
     """
+    source = x if source is None else source
     c = config
-    heads, groups, width = head_sizes(c)
+    _, groups, width = head_sizes(c)
     dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype))
-    query = dense((heads, width), name='query')(x)
-    key = dense((groups, width), name='key')(x)
-    value = dense((groups, width), name='value')(x)
+    query = project_query(c, x)
+    key = dense((groups, width), name='key')(source)
+    value = dense((groups, width), name='value')(source)
     if c.qk_norm:  # Dehghani et al. 2023, https://arxiv.org/abs/2302.05442
-        query = RMSNorm(dtype=query.dtype, name='query_norm')(query)
         key = RMSNorm(dtype=key.dtype, name='key_norm')(key)
     if tokens.angles is not None:
-        query, key = rotate(query, tokens.angles), rotate(key, tokens.angles)
+        q_angles = jax.tree.map(
+            lambda a: jnp.tile(a, (1, query.shape[1] // a.shape[1], 1)), tokens.angles
+        )
+        query, key = rotate(query, q_angles), rotate(key, tokens.angles)
     return query, key, value
+
+
+def project_query(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Returns queries `[B, T, H, K]`, not turned, of `[B, T, D]`; as `project`."""
+    heads, _, width = head_sizes(config)
+    dtype = jnp.dtype(config.dtype)
+    query = Dense((heads, width), bias=config.bias, dtype=dtype, name='query')(x)
+    return RMSNorm(dtype=query.dtype, name='query_norm')(query) if config.qk_norm else query
 
 
 def merge_heads(config: ModelConfig, out: jax.Array) -> jax.Array:
@@ -113,22 +130,36 @@ class Attention(nn.Module):
             cache: keys and values of earlier tokens.
         """
         c = self.config
-        query, key, value = project(c, x, tokens)
-        positions = None
+        source, segments = x, tokens.segments
+        segments = None if segments is None else (segments, segments)
+        positions = None if tokens.order is None else (tokens.order, tokens.order)
+        if tokens.streams:  # Of the second one there are only queries, of what is of a lower rank.
+            source = x[:, : x.shape[1] // 2]
+            twice = functools.partial(jnp.concatenate, axis=1)
+            positions = twice([tokens.order, tokens.order - 1]), tokens.order
+            segments = segments and (twice(2 * [tokens.segments]), tokens.segments)
+        query, key, value = project(c, x, tokens, source)
         if cache is not None:
             earlier = cache
             cache = write(cache, key, value, tokens.places, self.kind.reach())
             if not tokens.fresh:
                 key, value, slots = visible(earlier, cache, key, value, tokens.places)
                 positions = tokens.places, slots
+        bias = None
+        if tokens.relative is not None:
+            places = positions or x.shape[1]
+            bias = relative_bias(
+                tokens.relative, places, c.relative_distance, not self.kind.is_causal
+            )
         out = attend(
             query,
             key,
             value,
             self.kind,
-            segments=None if tokens.segments is None else (tokens.segments, tokens.segments),
+            segments=segments,
             in_prefix=tokens.in_prefix,
             positions=positions,
+            bias=bias,
             **extras(c)._asdict(),
             implementation=c.attention_implementation,
         )

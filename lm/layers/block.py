@@ -1,4 +1,4 @@
-"""One layer: attention and MLP, each with a norm, dropout and a residual connection."""
+"""One layer: attention, to itself and to a memory, and MLP, each with a norm, dropout and a residual."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lm.config import ModelConfig
 from lm.errors import lookup
 from lm.layers.attention import Cache
+from lm.layers.cross_attention import CrossAttention
 from lm.layers.mixers import mixer
 from lm.layers.mlp import MLP
 from lm.layers.norm import NORMS
@@ -40,10 +41,12 @@ class Block(nn.Module):
     Attributes:
         config: the model.
         kind: what mixes tokens in this layer: a mask, or another entry of `MIXERS`.
+        crosses: it also reads the memory that an encoder made.
     """
 
     config: ModelConfig
     kind: Any
+    crosses: bool = False
 
     @nn.compact
     def __call__(
@@ -59,8 +62,16 @@ class Block(nn.Module):
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
         before, after = place(make_norm(c, 'attention_norm'))
         mix = mixer(self.kind)(c, self.kind, name='attention')
-        h, new_cache = mix(before(x), tokens, cache)
+        own, memory = cache, None
+        if self.crosses and cache is not None:
+            own, memory = cache['own'], cache['memory']
+        h, new_cache = mix(before(x), tokens, own)
         x = after(x + dropout(h))
+        if self.crosses:
+            before, after = place(make_norm(c, 'cross_attention_norm'))
+            h, memory = CrossAttention(c, name='cross_attention')(before(x), tokens, memory)
+            x = after(x + dropout(h))
+            new_cache = None if cache is None else {'own': new_cache, 'memory': memory}
         before, after = place(make_norm(c, 'mlp_norm'))
         x = after(x + dropout(MLP(c, name='mlp')(before(x))))
         if cache is None:  # one token a row cannot be laid over a sequence axis
@@ -74,10 +85,12 @@ class Group(nn.Module):
     Attributes:
         config: the model.
         kinds: one a layer.
+        crosses: as in `Block`.
     """
 
     config: ModelConfig
     kinds: tuple[Any, ...]
+    crosses: bool = False
 
     @nn.compact
     def __call__(
@@ -92,6 +105,6 @@ class Group(nn.Module):
         for i, kind in enumerate(self.kinds):
             name = f'block_{i}'
             layer_cache = None if cache is None else cache[name]
-            block = Block(self.config, kind, name=name)
+            block = Block(self.config, kind, self.crosses, name=name)
             x, caches[name] = block(x, tokens, layer_cache, deterministic)
         return x, caches if cache is not None else None

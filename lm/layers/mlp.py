@@ -26,6 +26,7 @@ gelu = functools.partial(jax.nn.gelu, approximate=True)  # the tanh form, as in 
 # Gated: Shazeer 2020, https://arxiv.org/abs/2002.05202.
 ACTIVATIONS = {
     'gelu': Activation(gelu, gated=False),
+    'relu': Activation(jax.nn.relu, gated=False),
     'swiglu': Activation(jax.nn.silu, gated=True),
     'geglu': Activation(gelu, gated=True),
 }

@@ -1,15 +1,17 @@
-"""Relative positions: rotary, with ways to stretch it to longer contexts, and ALiBi's biases."""
+"""Relative positions: rotary, with ways to stretch it to longer contexts, and biases (ALiBi's, T5's)."""
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.config import ModelConfig
 from lm.errors import InputError, lookup
+from lm.layers.dense import STDDEV
 
-POSITIONS = ('rotary', 'learned', 'sinusoidal', 'alibi', 'none')
+POSITIONS = ('rotary', 'learned', 'sinusoidal', 'alibi', 'relative', 'none')
 
 
 def _unscaled(frequencies: np.ndarray, config: ModelConfig, width: int) -> np.ndarray:
@@ -145,3 +147,77 @@ def alibi_bias(heads: int, q_positions: jax.Array, k_positions: jax.Array) -> ja
     """
     distance = jnp.abs(q_positions[:, :, None] - k_positions[:, None, :])
     return -alibi_slopes(heads)[:, None, None] * distance[:, None].astype(jnp.float32)
+
+
+class RelativeBias(nn.Module):
+    """A learned number for each bucket of distances and each head, shared by all layers (T5).
+
+    Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.1.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def table(self) -> jax.Array:
+        """Returns float32 `[buckets, H]`."""
+        c = self.config
+        init = nn.initializers.normal(STDDEV)
+        return self.param('bias', init, (c.relative_buckets, c.num_heads))
+
+
+def relative_buckets(
+    distances: jax.Array, buckets: int, furthest: int, bidirectional: bool
+) -> jax.Array:
+    """Returns the bucket of each distance, int32.
+
+    Half of the buckets hold one distance each, the others ever more (on a logarithmic scale) up to
+    `furthest`; all that is further shares the last. Of 8 buckets up to 16, looking back:
+    distances 0, -1, -2, -3 are in 0, 1, 2, 3, then -4 and -5 in 4, -6 and -7 in 5, -8 to -11 in 6, and -12
+    and what is further in 7.
+
+    Args:
+        distances: int32, place of the key minus that of the query.
+        buckets: how many.
+        furthest: tokens.
+        bidirectional: the second half is for keys after the query. Else these share bucket 0.
+    """
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = jnp.where(distances > 0, buckets, 0)
+        distances = jnp.abs(distances)
+    else:
+        distances = jnp.maximum(-distances, 0)
+    exact = buckets // 2
+    share = jnp.log(jnp.maximum(distances, 1) / exact) / math.log(furthest / exact)
+    wide = exact + (share * (buckets - exact)).astype(jnp.int32)
+    return first + jnp.where(distances < exact, distances, jnp.minimum(wide, buckets - 1))
+
+
+def relative_bias(
+    table: jax.Array,
+    places: tuple[jax.Array, jax.Array] | int,
+    furthest: int,
+    bidirectional: bool,
+) -> jax.Array:
+    """Returns what is added to the logits, float32 `[B or 1, H, T, S]`.
+
+    Args:
+        table: float32 `[buckets, H]`, of `RelativeBias`.
+        places: int32 `[B or 1, T]` and `[B or 1, S]` of queries and keys; or T, for 0, 1, 2, ... of both.
+        furthest: tokens; `config.model.relative_distance`.
+        bidirectional: as in `relative_buckets`.
+    """
+    count = table.shape[0]
+    if isinstance(places, tuple):
+        q_places, k_places = places
+        distances = k_places[:, None, :] - q_places[:, :, None]
+        found = table[relative_buckets(distances, count, furthest, bidirectional)]
+        return jnp.moveaxis(found, 3, 1)
+    # One number a distance, laid out without a gather, whose gradient would be a scatter of all pairs: row
+    # i begins T - 1 - i further on.
+    length = places
+    distances = jnp.arange(-(length - 1), length + 1)
+    each = table[relative_buckets(distances, count, furthest, bidirectional)].T  # [H, 2 T]
+    flat = jnp.tile(each, (1, length))[:, length - 1 :][:, : length * (2 * length - 1)]
+    return flat.reshape(-1, length, 2 * length - 1)[None, :, :, :length]

@@ -1,13 +1,174 @@
 """Objectives: pure host functions from tokens to the fields of a batch.
 
-`fields = objective(tokens, rng, spec)`: `tokens` is int32 [t + 1], one window of a document with the
-token before or after it that makes t targets; `rng` is a numpy Generator, its own for each window, so
-that the result depends on (seed, index) only; `spec` is the objective's config, None for those without
-one. The fields are arrays [t], which `lm.data.pack.assemble` puts into rows.
+`fields = objective(tokens, rng, spec, draw)`, the same for the same arguments:
+
+- `tokens` int [n] is a window of one document. A stored document is BOS, its tokens, EOS; a window may
+  begin with the one and end with the other, or have neither where it is cut out of a long document.
+  They are never hidden.
+- `rng` is a numpy Generator, its own for each window, so that the result depends on (seed, index) only.
+- `spec` is a `Spec`: the config, the vocabulary, the lengths.
+- `draw(rng, n)` gives at most n tokens of a window of a random other document. Only `masked` with
+  `pairs` = next asks for it.
+
+The fields are arrays [t], which `lm.data.pack.assemble` puts into rows: `inputs targets` int32,
+`loss_weights` float32, 0 for no loss; and where the objective has them `token_types` int32 (0 the first
+text, 1 the second), `in_prefix` bool, `order` int32 (the rank in a permutation), `labels` int32 with
+`label_weights` float32 (a label of the whole sequence stands at its first token). For encoder-decoders
+there is `encoder_inputs` int32 [s].
 """
 
-from lm.objectives.causal import causal
+import bisect
+import dataclasses
+from collections.abc import Callable
 
-OBJECTIVES = {
-    'causal': causal,
+import numpy as np
+
+from lm.errors import InputError, lookup
+from lm.objectives.causal import causal
+from lm.objectives.denoising import NOISES, denoising
+from lm.objectives.masked import PAIRS, UNITS, masked
+from lm.objectives.permutation import permutation
+from lm.objectives.prefix import prefix
+from lm.objectives.replaced import replaced
+from lm.objectives.seq2seq import seq2seq
+from lm.objectives.span_corruption import count, span_corruption
+from lm.objectives.span_corruption import sizes as corrupted_sizes
+from lm.objectives.spec import Draw as Draw
+from lm.objectives.spec import Spec as Spec
+from lm.objectives.ul2 import parse, ul2
+from lm.objectives.ul2 import sentinels as mixture_sentinels
+from lm.objectives.ul2 import sizes as mixture_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """An entry of the table.
+
+    Attributes:
+        function: `(tokens, rng, spec, draw=None) -> fields`.
+        architectures: entries of `config.model.architecture` that it can train.
+        sizes: (n, spec) -> (t, s), the most tokens that a window of n makes of targets and of sources
+            (0 without an encoder beside); never less for a longer window.
+        least: n, the shortest window that there is something to learn from.
+        overlap: tokens that a window shares with the next one; 1 where n tokens make n - 1 targets.
+        needs: what the vocabulary must have, of 'mask' and 'sentinels'.
+        sentinels: (n, spec) -> the number of sentinels that a window of n tokens needs at most.
+        takes_pair: the function takes (source, target) instead of `tokens`; n is then the length
+            of the longer one.
+    """
+
+    function: Callable[..., dict[str, np.ndarray]]
+    architectures: frozenset[str]
+    sizes: Callable[[int, Spec], tuple[int, int]]
+    least: int
+    overlap: int = 0
+    needs: frozenset[str] = frozenset()
+    sentinels: Callable[[int, Spec], int] = lambda n, spec: 0
+    takes_pair: bool = False
+
+
+DECODER, ENCODER = frozenset({'decoder'}), frozenset({'encoder'})
+ENCODER_DECODER = frozenset({'encoder_decoder'})
+MASK, SENTINELS = frozenset({'mask'}), frozenset({'sentinels'})
+
+OBJECTIVES: dict[str, Objective] = {
+    'causal': Objective(causal, DECODER, lambda n, spec: (n - 1, 0), least=2, overlap=1),
+    'prefix': Objective(prefix, DECODER, lambda n, spec: (n - 1, 0), least=3, overlap=1),
+    'masked': Objective(
+        masked,
+        ENCODER,
+        lambda n, spec: (n + 3 * bool(spec.options.pairs), 0),
+        least=4,
+        needs=MASK,
+    ),
+    'permutation': Objective(permutation, ENCODER, lambda n, spec: (n, 0), least=4),
+    'replaced': Objective(replaced, ENCODER, lambda n, spec: (n, 0), least=4, needs=MASK),
+    'span_corruption': Objective(
+        span_corruption,
+        ENCODER_DECODER,
+        lambda n, spec: corrupted_sizes(n, spec.options.rate, spec.options.span),
+        least=4,
+        needs=SENTINELS,
+        sentinels=lambda n, spec: count(n, spec.options.rate, spec.options.span)[1],
+    ),
+    'ul2': Objective(
+        ul2,
+        ENCODER_DECODER,
+        lambda n, spec: mixture_sizes(n, spec.options.denoisers),
+        least=4,
+        needs=SENTINELS,
+        sentinels=lambda n, spec: mixture_sentinels(n, spec.options.denoisers),
+    ),
+    'denoising': Objective(
+        denoising, ENCODER_DECODER, lambda n, spec: (n + 1, n), least=4, needs=MASK
+    ),
+    'seq2seq': Objective(
+        seq2seq, ENCODER_DECODER, lambda n, spec: (n + 1, n + 1), least=1, takes_pair=True
+    ),
 }
+
+
+def window(objective: Objective, spec: Spec) -> int:
+    """Returns the most tokens of a window whose fields are no longer than T and S.
+
+    Raises:
+        InputError: not even the least window's are.
+    """
+
+    def too_long(n: int) -> bool:
+        targets, sources = objective.sizes(n, spec)
+        return targets > spec.length or sources > spec.source_length
+
+    least = objective.least
+    if too_long(least):
+        targets, sources = objective.sizes(least, spec)
+        raise InputError(
+            f'config.data.length = {spec.length} (and {spec.source_length} for sources) is too short for '
+            f"config.objective.name = '{objective.function.__name__}': a window of {least} tokens, the "
+            f'least that it learns from, makes {targets} targets and {sources} tokens of source.'
+        )
+    most = least
+    while not too_long(2 * most):
+        most *= 2
+    return most - 1 + bisect.bisect_left(range(most, 2 * most), True, key=too_long)
+
+
+def check(name: str, architecture: str, spec: Spec) -> None:
+    """Checks that an objective, its options, a model and a vocabulary go together.
+
+    Args:
+        name: of the objective, `config.objective.name`.
+        architecture: `config.model.architecture`.
+        spec: what the objective will be called with.
+
+    Raises:
+        InputError: they do not; the key to set is named.
+    """
+    objective = lookup(OBJECTIVES, name, 'config.objective.name')
+    if architecture not in objective.architectures:
+        others = [key for key, other in OBJECTIVES.items() if architecture in other.architectures]
+        right = ' or '.join(f"'{choice}'" for choice in sorted(objective.architectures))
+        raise InputError(
+            f"config.objective.name = '{name}' needs config.model.architecture = {right}, not "
+            f"'{architecture}'; objectives of that one are: {', '.join(others)}."
+        )
+    options, vocabulary = spec.options, spec.vocabulary
+    lookup(UNITS, options.unit, 'config.objective.unit')
+    lookup(PAIRS, options.pairs, 'config.objective.pairs')
+    for noise in options.noise:
+        lookup(NOISES, noise, 'config.objective.noise')
+    parse(options.denoisers)
+    if (both := options.random_rate + options.keep_rate) > 1:
+        raise InputError(
+            f'config.objective.random_rate and keep_rate are {both:g} together; the most is 1.'
+        )
+    if 'mask' in objective.needs and vocabulary.mask < 0:
+        raise InputError(
+            f"config.objective.name = '{name}' needs a mask token: set config.tokenizer.mask = True."
+        )
+    size = window(objective, spec)
+    if len(vocabulary.sentinels) < (needed := objective.sentinels(size, spec)):
+        raise InputError(
+            f"config.objective.name = '{name}' needs {needed} sentinels for windows of {size} tokens: "
+            f'set config.tokenizer.sentinels = {needed}, not {len(vocabulary.sentinels)}.'
+        )

@@ -1,11 +1,16 @@
 """Predict the next token from all before it."""
 
-from typing import Any
-
 import numpy as np
 
+from lm.objectives.spec import Draw, Spec
 
-def causal(tokens: np.ndarray, rng: np.random.Generator, spec: Any = None) -> dict[str, np.ndarray]:
+
+def causal(
+    tokens: np.ndarray,
+    rng: np.random.Generator | None,
+    spec: Spec | None = None,
+    draw: Draw | None = None,
+) -> dict[str, np.ndarray]:
     """Returns the fields of next-token prediction (Bengio et al. 2003; Radford et al. 2018).
 
     >>> causal(np.array([1, 10, 11, 2]), rng)
@@ -15,6 +20,7 @@ def causal(tokens: np.ndarray, rng: np.random.Generator, spec: Any = None) -> di
         tokens: int [t + 1].
         rng: not used; nothing here is random.
         spec: not used.
+        draw: not used.
 
     Returns:
         `inputs` int32 [t], `targets` int32 [t], `loss_weights` float32 [t].

@@ -48,6 +48,25 @@ def test_percent_ends_where_nanogpt_does(size):
     assert ''.join(cut(':0.5%', [text])) == text[: int(size * 0.005)]
 
 
+@pytest.mark.parametrize(
+    ('part', 'expected'),
+    [
+        (':', 'aAbBcC'),
+        ('1:2', 'bB'),
+        ('1:', 'bBcC'),
+        (':9', 'aAbBcC'),
+        (':67%', 'aAbB'),
+        ('67%:', 'cC'),
+    ],
+)
+def test_pairs_stay_together(part, expected):
+    def read():
+        return map(Document, 'aAbBcC')
+
+    found = slices.parse(part, 'here').apply_to_pairs(read)
+    assert ''.join(document.text for document in found) == expected
+
+
 def test_reading_stops_at_the_end():
     def endless():
         while True:

@@ -22,7 +22,7 @@ def lines(path):
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory, shared_data):
-    """Returns (folder, {(name, split): records}) of three data sets."""
+    """Returns (folder, {(name, split): records}) of five data sets."""
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text()
@@ -30,6 +30,8 @@ def prepared(tmp_path_factory, shared_data):
     news = [
         row for row in csv.reader(lines(shared_data / 'ag_news/test.tsv.gz'), delimiter='\t') if row
     ]
+    english, german = (lines(shared_data / f'multi30k/val.{k}.gz') for k in ('en', 'de'))
+    pairs = [{'en': a, 'de': b} for a, b in zip(english, german, strict=True)]
     reviews = [json.loads(line) for line in lines(shared_data / 'imdb_subset/train.jsonl.gz')]
     contents = {
         'Lm1b': (
@@ -44,6 +46,11 @@ def prepared(tmp_path_factory, shared_data):
             {'description': text, 'title': text},
             [{'description': row[-1], 'title': row[-1][:20]} for row in news],
         ),
+        'WmtTranslate': (tfds.features.Translation(['de', 'en']), pairs),
+        'OpusTranslate': (
+            {'id': text, 'translation': tfds.features.Translation(['de', 'en'])},
+            [{'id': '', 'translation': pair} for pair in pairs],
+        ),
     }
     records = {}
     for name, (features, rows) in contents.items():
@@ -57,7 +64,8 @@ def prepared(tmp_path_factory, shared_data):
 
 def builder(tfds, class_name, features, parts):
     def info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        as_dict = tfds.features.FeaturesDict(features) if isinstance(features, dict) else features
+        return tfds.core.DatasetInfo(builder=self, features=as_dict)
 
     def generators(self, manager):
         return {split: list(enumerate(rows)) for split, rows in parts.items()}
@@ -90,6 +98,22 @@ def test_records_are_the_documents(name, field, split, prepared, data):
     assert 'tensorflow' not in sys.modules
 
 
+@pytest.mark.parametrize('name', ['wmt_translate', 'opus_translate'])
+def test_pairs(name, prepared, data):
+    made = source.parse(f'tfds:{name}#en,de[train]', data)
+    assert made.paired
+    texts = list(made.documents())
+    records = prepared[1]['wmt_translate', 'train']
+    expected = {(record['en'], record['de']) for record in records}
+    assert set(zip(texts[::2], texts[1::2], strict=True)) == expected
+    turned = list(source.parse(f'tfds:{name}#de,en[train[:5]]', data).documents())
+    assert turned[:2] == [texts[1], texts[0]]
+    assert len(turned) == 10
+    one = source.parse(f'tfds:{name}#de[train]', data)
+    assert not one.paired
+    assert list(one.documents()) == texts[1::2]
+
+
 def test_splits_of_tfds_itself(prepared, data):
     whole = list(source.parse('tfds:lm1b[train]', data).documents())
     assert list(source.parse('tfds:lm1b', data).documents()) == whole
@@ -99,7 +123,12 @@ def test_splits_of_tfds_itself(prepared, data):
 
 def test_fingerprints_differ(prepared, data):
     specs = ['lm1b[train]', 'lm1b[test]', 'lm1b[train[:10%]]', 'imdb_reviews[train]']
-    specs += ['ag_news_subset#title', 'ag_news_subset#description']
+    specs += [
+        'ag_news_subset#title',
+        'ag_news_subset#description',
+        'ag_news_subset#title,description',
+    ]
+    specs += ['wmt_translate#en,de', 'wmt_translate#de,en', 'wmt_translate#de']
     prints = [source.parse(f'tfds:{spec}', data).fingerprint() for spec in specs]
     assert len(set(prints)) == len(prints)
     assert prints == [source.parse(f'tfds:{spec}', data).fingerprint() for spec in specs]
@@ -113,9 +142,18 @@ def test_fingerprints_differ(prepared, data):
         ('lm1b[:10%]', "has no split ':10%'"),
         ('lm1b#txt', "has no feature 'txt'. Did you mean 'text'"),
         ('imdb_reviews#label', "'label' of 'imdb_reviews' is not text"),
+        ('opus_translate#translation', "'translation' of 'opus_translate' is not text"),
+        ('opus_translate#en,dee', "has no feature 'dee'. Did you mean 'de'"),
+        ('wmt_translate#en,de,fr', '3 fields are neither a text nor a pair'),
     ],
 )
 def test_bad_specs_get_one_line(spec, message, data):
     with pytest.raises(InputError, match=message) as raised:
         source.parse(f'tfds:{spec}', data)
     assert '\n' not in str(raised.value)
+
+
+def test_empty_sides_are_named(data):
+    made = source.parse('tfds:opus_translate#en,id', data)
+    with pytest.raises(InputError, match="'id' of record 0 is empty"):
+        list(made.documents())

@@ -16,7 +16,8 @@ from lm.layers.mlp import ACTIVATIONS
 from lm.layers.norm import NORMS
 from lm.layers.position import POSITIONS
 from lm.losses import chunked_cross_entropy
-from lm.models.decoder import REMATS, Decoder
+from lm.models.decoder import Decoder
+from lm.models.transformer import REMATS
 
 BASE = dataclasses.replace(
     config.parse(base.get_config()).model, num_layers=2, embed_dim=16, num_heads=4, mlp_dim=24

@@ -1,0 +1,43 @@
+"""A translation model in about three minutes on a laptop: numbers, written out in English, to German.
+
+    python -m lm.main --config=configs/quickstart_translation.py
+
+`twenty-one thousand and three` becomes `einundzwanzigtausenddrei`: word order changes, words grow
+together, and no number of the test is in the training text. Then open
+runs/quickstart_translation/report.html.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.data.train = 'builtin:numerals#en,de[train]'
+    config.data.valid = 'builtin:numerals#en,de[valid]'
+    config.data.test = 'builtin:numerals#en,de[test]'
+    config.data.length = 128
+    config.data.batch_size = 16
+    config.tokenizer.kind = 'bpe'
+    config.tokenizer.vocab_size = 128
+    config.tokenizer.byte_fallback = False  # There are few characters.
+    config.objective.name = 'seq2seq'
+    config.model.architecture = 'encoder_decoder'
+    config.model.num_layers = 2
+    config.model.embed_dim = 128
+    config.model.num_heads = 4
+    config.model.qk_norm = True
+    config.model.scan_layers = False
+    config.optimizer.name = 'muon'
+    config.optimizer.learning_rate = 6e-3
+    config.schedule.kind = 'linear'
+    config.schedule.warmup_steps = 20
+    config.schedule.final_scale = 0.0
+    config.train.steps = 400
+    config.train.eval_every = 200
+    config.checkpoint.every = 200
+    config.generate.prompts = ('twenty-one', 'three hundred and seventeen million two')
+    config.generate.samples = 1
+    config.generate.temperature = 0.0
+    return config

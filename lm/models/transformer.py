@@ -1,0 +1,217 @@
+"""What encoders and decoders have in common: embeddings, layers, and a last norm.
+
+Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whether the layers run in a
+compiled loop or are unrolled, so that a checkpoint fits both.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import attention
+from lm.config import ModelConfig
+from lm.errors import InputError, lookup
+from lm.layers.attention import head_sizes
+from lm.layers.block import Block, Group, make_norm
+from lm.layers.dense import STDDEV, Dense
+from lm.layers.embed import Embed, sinusoids
+from lm.layers.position import POSITIONS, RelativeBias, rotary_angles
+from lm.layers.tokens import Tokens
+from lm.mesh import ROWS, constrain
+
+# What the backward pass keeps, as a policy of jax.checkpoint.
+REMATS = {
+    'none': None,
+    # Products with parameters only: not the [T, S] logits of attention, which are most of the memory.
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Transformer(nn.Module):
+    """Vectors of tokens, `[B, T, D]`: encoders and decoders are made of it.
+
+    Parameters are float32, at the paths that `lm/mesh.py` lists.
+
+    Attributes:
+        config: the model.
+        vocab_size: V, of the tokenizer.
+        max_length: tokens; learned positions end here.
+        shared: the embedding, where it is another module's too; None is one of its own.
+        crosses: layers read the memory that an encoder gives.
+        streams: there is a second stream, for `order`.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    max_length: int
+    shared: Embed | None = None
+    crosses: bool = False
+    streams: bool = False
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """V, rounded up to `config.vocab_multiple`. No target is ever one of the added ids."""
+        multiple = self.config.vocab_multiple
+        return -(-self.vocab_size // multiple) * multiple
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """What the layers go through in turn: masks, or other entries of `lm.layers.mixers`.
+
+        Raises:
+            InputError: one is not known, or they do not divide the layers.
+        """
+        pattern, layers = self.config.attention, self.config.num_layers
+        kinds = attention.parse_pattern(pattern)
+        if not kinds or layers % len(kinds):
+            raise InputError(
+                f'config.model.num_layers = {layers} cannot be divided by the {len(kinds)} masks of '
+                f'config.model.attention = {pattern}.'
+            )
+        return kinds
+
+    def setup(self):
+        c = self.config
+        lookup(dict.fromkeys(POSITIONS), c.position, 'config.model.position')
+        lookup(REMATS, c.remat, 'config.model.remat')
+        dtype = jnp.dtype(c.dtype)
+        self.embed = self.shared or make_embed(c, self.padded_vocab_size)
+        if c.position == 'learned':
+            self.position = Embed(self.max_length, embedding_dim(c), dtype)
+        if c.position == 'relative':
+            self.relative = RelativeBias(c)
+        if self.streams:
+            init = nn.initializers.normal(STDDEV)
+            self.query_stream = self.param('query_stream', init, (embedding_dim(c),))
+        if c.token_types:
+            self.token_type = Embed(c.token_types, embedding_dim(c), dtype)
+        if c.embed_norm:
+            self.embed_norm = make_norm(c)
+        if embedding_dim(c) != c.embed_dim:
+            self.embed_projection = Dense((c.embed_dim,), bias=c.bias, dtype=dtype)
+        self.dropout = nn.Dropout(c.dropout)
+        self.layers = self._layer()
+        if c.norm_placement == 'pre':  # 'post' has just applied one
+            self.final_norm = make_norm(c)
+
+    def hidden(
+        self,
+        inputs: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+        *,
+        token_types: jax.Array | None = None,
+        in_prefix: jax.Array | None = None,
+        order: jax.Array | None = None,
+        memory: jax.Array | None = None,
+        memory_segments: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns what predictions are computed from, `[B, T, D]` in the compute dtype.
+
+        Args:
+            inputs: int32 `[B, T]`, token ids.
+            positions: int32 `[B, T]`, each token's place in its document. None: 0, 1, 2, ...
+            segment_ids: int32 `[B, T]`; a token sees its own segment only. None: one a row.
+            deterministic: no dropout. Else the caller gives a `dropout` rng.
+            token_types: int32 `[B, T]`, which of several texts each token is of (BERT's segments).
+            in_prefix: bool `[B, T]`, for masks with `prefix`.
+            order: int32 `[B, T]`, ranks of tokens in a permutation language model (XLNet's two streams):
+                what is predicted of a token of rank r knows its place, and the tokens of ranks below r.
+                Masks are asked about ranks: `causal`.
+            memory: `[B, S, D]`, what an encoder made of the other text, where layers read it.
+            memory_segments: int32 `[B, S]`; a token reads its own segment's. None: all.
+
+        Raises:
+            InputError: T is more than `max_length`, with learned positions.
+        """
+        c = self.config
+        if positions is None:
+            positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None]
+            positions = jnp.broadcast_to(positions, inputs.shape)
+        x, angles = self._place(self.embed(inputs), positions, token_types)
+        if order is not None:
+            # The second stream begins with one vector for all, and knows where it is by its position.
+            second = jnp.broadcast_to(self.query_stream.astype(x.dtype), x.shape)
+            x = jnp.concatenate([x, self._place(second, positions, token_types)[0]], axis=1)
+        x = self.dropout(x, deterministic=deterministic)
+        x = constrain(x, (ROWS, 'sequence', None))
+        relative = self._relative()
+
+        def layer(block: nn.Module, x: jax.Array, _: None):
+            tokens = Tokens(
+                angles,
+                segment_ids,
+                in_prefix,
+                order,
+                order is not None,
+                relative=relative,
+                memory=memory,
+                memory_segments=memory_segments,
+            )
+            return block(x, tokens, None, deterministic)
+
+        if c.remat != 'none':
+            # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
+            layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
+        length = c.num_layers // len(self.kinds)
+        layers = nn.scan(
+            layer,
+            variable_axes={'params': 0},
+            split_rngs={'params': True, 'dropout': True},
+            length=length,
+            unroll=1 if c.scan_layers else length,
+        )
+        x, _ = layers(self.layers, x, None)
+        return self._last(x if order is None else x[:, inputs.shape[1] :])
+
+    def _layer(self, **options) -> nn.Module:
+        """Returns what is repeated: a layer, or one for each entry of the pattern."""
+        first, *others = kinds = self.kinds
+        options |= {'crosses': self.crosses}
+        return (
+            Group(self.config, kinds, **options) if others else Block(self.config, first, **options)
+        )
+
+    def _relative(self) -> jax.Array | None:
+        return self.relative.table() if self.config.position == 'relative' else None
+
+    def _last(self, x: jax.Array) -> jax.Array:
+        return self.final_norm(x) if self.config.norm_placement == 'pre' else x
+
+    def _place(
+        self, x: jax.Array, positions: jax.Array, token_types: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Returns `[B, T, D]` with absolute positions and kinds in it, and the angles of rotary ones."""
+        c, angles = self.config, None
+        match c.position:
+            case 'learned':
+                if x.shape[1] > self.max_length:
+                    raise InputError(
+                        f'{x.shape[1]} tokens in a row are more than the {self.max_length} that '
+                        "config.model.position = 'learned' was made for."
+                    )
+                x += self.position(positions)
+            case 'sinusoidal':
+                # The waves have an amplitude of 1; the paper scales embeddings up to meet them.
+                x = x * x.shape[-1] ** 0.5 + sinusoids(positions, x.shape[-1]).astype(x.dtype)
+            case 'rotary':
+                angles = rotary_angles(positions, c, head_sizes(c)[2])
+        if c.token_types:
+            x += self.token_type(jnp.zeros_like(positions) if token_types is None else token_types)
+        if c.embed_norm:
+            x = self.embed_norm(x)
+        return (x if x.shape[-1] == c.embed_dim else self.embed_projection(x)), angles
+
+
+def make_embed(config: ModelConfig, size: int) -> Embed:
+    """Returns the embedding of `size` tokens."""
+    return Embed(size, embedding_dim(config), jnp.dtype(config.dtype), split='tensor')
+
+
+def embedding_dim(config: ModelConfig) -> int:
+    """Returns how wide the embeddings are: D, unless they are factored."""
+    return config.embedding_dim or config.embed_dim

@@ -1,0 +1,110 @@
+"""What a model makes of the sources of a split, and how close it comes to the targets."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import metrics
+from lm import run as runs
+from lm.data import source
+from lm.inference import LanguageModel
+from lm.perplexity import bar
+from lm.run import Run
+from lm.writer import atomic_write
+
+_SHOWN = 20  # Pairs in a report.
+
+
+def translate(model: LanguageModel, texts: list[str], beams: int, label: str) -> list[str]:
+    """Returns what the model makes of each text.
+
+    Args:
+        model: an encoder-decoder.
+        texts: sources.
+        beams: 0 takes the likeliest token each time.
+        label: of the progress bar.
+    """
+    config = model.run.config
+    rows = max(1, runs.evaluation_rows(config) * (1 if beams else 4) // 2)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # Rows of a batch are alike.
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    found: dict[int, str] = {}
+    for batch in bar(batches, len(batches), label):
+        filled = batch + batch[:1] * (rows - len(batch))  # One shape, one compilation.
+        made = model.generate(
+            [texts[i] for i in filled],
+            max_tokens=config.data.length,
+            temperature=0.0,
+            beams=beams,
+            length_penalty=config.eval.length_penalty,
+        )
+        found |= dict(zip(batch, made, strict=False))
+    return [found[i] for i in range(len(texts))]
+
+
+def evaluate(
+    run: Run, params: Any, names: Iterable[str], workdir: Path
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """Translates splits of pairs greedily and by beam search, and measures against the targets.
+
+    What was made is kept in `predictions/SPLIT.HOW.jsonl`: `source`, `target`, `prediction`.
+
+    Args:
+        run: its objective is `seq2seq`.
+        params: the parameters to evaluate.
+        names: of splits.
+        workdir: the run's.
+
+    Returns:
+        `{'SPLIT, HOW': {'bleu', 'chrf', 'signature'}}`, and some pairs as samples of a report.
+    """
+    config, model = run.config, LanguageModel(run, params)
+    results, samples = {}, []
+    for name in names:
+        texts = list(source.parse(getattr(config.data, name), config.data).documents())
+        sources, targets = texts[::2], texts[1::2]
+        ways = {'greedy': 0} | ({f'beam {n}': n} if (n := config.eval.beams) > 1 else {})
+        for way, beams in ways.items():
+            made = translate(model, sources, beams, f'{name}, {way}')
+            results[f'{name}, {way}'] = measured(targets, made, run)
+            lines = [
+                {'source': s, 'target': t, 'prediction': p}
+                for s, t, p in zip(sources, targets, made, strict=True)
+            ]
+            if jax.process_index() == 0:
+                path = workdir / 'predictions' / f'{name}.{way.replace(" ", "")}.jsonl'
+                path.parent.mkdir(exist_ok=True)
+                text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+                atomic_write(path, text)
+            step = max(1, len(lines) // _SHOWN)
+            samples = [
+                {
+                    'prompt': line['source'],
+                    'text': f'\n{line["prediction"]}'
+                    + ('' if same(line) else f'\n(reference: {line["target"]})'),
+                }
+                for line in lines[::step][:_SHOWN]
+            ]
+    return results, samples
+
+
+def same(line: dict[str, str]) -> bool:
+    """Whether the prediction is the target."""
+    return line['prediction'] == line['target']
+
+
+def measured(targets: list[str], predictions: list[str], run: Run) -> dict[str, Any]:
+    """Returns BLEU and chrF with their signatures, and the part of texts that are the target's own."""
+    options = run.config.eval
+    bleu = metrics.bleu(targets, predictions, options.bleu_tokenizer, options.lowercase)
+    chrf = metrics.chrf(targets, predictions, options.lowercase)
+    exact = sum(t == p for t, p in zip(targets, predictions, strict=True)) / len(targets)
+    return {
+        'bleu': bleu['bleu'],
+        'chrf': chrf['chrf'],
+        'exact': exact,
+        'signature': f'BLEU {bleu["signature"]}; chrF {chrf["signature"]}',
+    }

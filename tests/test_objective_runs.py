@@ -1,0 +1,140 @@
+"""Every objective from a config to a report, and what does not go together."""
+
+import json
+
+import pytest
+
+import lm
+from lm.errors import InputError
+from lm.objectives import OBJECTIVES
+from lm.terms import TERMS
+
+WORDS = [
+    'the',
+    'a',
+    'cat',
+    'dog',
+    'sat',
+    'ran',
+    'on',
+    'in',
+    'mat',
+    'park',
+    'and',
+    'then',
+    'saw',
+    'it',
+    'was',
+    'good',
+]
+ENCODER = {'architecture': 'encoder', 'attention': ('full',)}
+BOTH = {'architecture': 'encoder_decoder'}
+# What each objective needs besides its name.
+SECTIONS = {
+    'causal': {},
+    'prefix': {'model': {'attention': ('causal | prefix',)}},
+    'masked': {'model': ENCODER, 'tokenizer': {'mask': True}},
+    'replaced': {'model': ENCODER, 'tokenizer': {'mask': True}},
+    'permutation': {'model': ENCODER | {'attention': ('causal',)}},
+    'span_corruption': {'model': BOTH, 'tokenizer': {'sentinels': 30}},
+    'ul2': {'model': BOTH, 'tokenizer': {'sentinels': 30}},
+    'denoising': {'model': BOTH, 'tokenizer': {'mask': True}},
+    'seq2seq': {'model': BOTH},
+}
+
+
+def make_config(folder, name, **more):
+    texts = [' '.join(WORDS[i * j % len(WORDS)] for j in range(1, 12)) + '.' for i in range(1, 60)]
+    (folder / 'text.txt').write_text('\n'.join(texts))
+    (folder / 'pairs.tsv').write_text('\n'.join(f'{t[:30]}\t{t[:30].upper()}' for t in texts))
+    source = f'tsv:{folder}/pairs.tsv' if name == 'seq2seq' else f'text:{folder}/text.txt'
+    sections = {key: dict(value) for key, value in SECTIONS[name].items()}
+    for key, value in more.items():
+        sections[key] = sections.get(key, {}) | value
+    return lm.get_config(
+        'base',
+        objective={'name': name} | sections.pop('objective', {}),
+        data={'train': source, 'valid': source, 'test': '', 'document': 'line', 'length': 48}
+        | {'batch_size': 8}
+        | sections.pop('data', {}),
+        tokenizer={'kind': 'bytes'} | sections.pop('tokenizer', {}),
+        model={'num_layers': 1, 'embed_dim': 32, 'num_heads': 2} | sections.pop('model', {}),
+        optimizer={'learning_rate': 1e-2},
+        schedule={'warmup_steps': 2},
+        train={'steps': 24, 'eval_every': 12, 'log_every': 1},
+        checkpoint={'every': 0},
+        eval={'beams': 2} | sections.pop('eval', {}),
+        generate={'max_tokens': 4},
+        log={'tensorboard': False},
+        **sections,
+    )
+
+
+def test_every_objective_has_a_loss_and_is_run():
+    assert set(OBJECTIVES) == set(TERMS) == set(SECTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SECTIONS)
+def test_learns(name, tmp_path):
+    report = lm.train(make_config(tmp_path, name), tmp_path / 'run')
+    assert report['finished']
+    curve = [value for _, value in report['curves']['train/loss']]
+    assert sum(curve[-3:]) < 0.9 * sum(curve[:3])
+    assert (report['splits']['valid']['bits_per_byte'] is None) == (
+        name not in ('causal', 'seq2seq')
+    )
+
+
+@pytest.mark.slow
+def test_masked_tokens_and_pairs_together(tmp_path):
+    config = make_config(
+        tmp_path,
+        'masked',
+        objective={'pairs': 'order', 'unit': 'word'},
+        data={'packing': False, 'document': 'file'},
+        model={'token_types': 2, 'embed_norm': True},
+    )
+    report = lm.train(config, tmp_path / 'run')
+    assert 0 <= report['splits']['valid']['pair/accuracy'] <= 1
+
+
+@pytest.mark.slow
+def test_translations_are_measured_and_kept(tmp_path):
+    report = lm.train(make_config(tmp_path, 'seq2seq'), tmp_path / 'run')
+    assert set(report['tasks']) == {'valid, greedy', 'valid, beam 2'}
+    for name in ('greedy', 'beam2'):
+        lines = (tmp_path / f'run/predictions/valid.{name}.jsonl').read_text().splitlines()
+        assert len(lines) == 59
+        assert set(json.loads(lines[0])) == {'source', 'target', 'prediction'}
+    model = lm.load(tmp_path / 'run')
+    one = model.generate('the cat', beams=2, max_tokens=5)
+    assert model.generate(['the cat', 'a dog sat on'], beams=2, max_tokens=5)[0] == one
+
+
+@pytest.mark.parametrize(
+    ('name', 'more', 'message'),
+    [
+        (
+            'masked',
+            {'model': {'architecture': 'decoder'}},
+            "needs config.model.architecture = 'encoder'",
+        ),
+        ('masked', {'tokenizer': {'mask': False}}, 'set config.tokenizer.mask = True'),
+        ('span_corruption', {'tokenizer': {'sentinels': 0}}, 'set config.tokenizer.sentinels'),
+        ('prefix', {'model': {'attention': ('full',)}}, "Did you mean 'causal'"),
+        ('permutation', {'model': {'attention': ('full',)}}, "Did you mean 'causal'"),
+        ('seq2seq', {'model': {'attention': ('full',)}}, "Did you mean 'causal'"),
+        ('seq2seq', {'eval': {'bleu_tokenizer': '13b'}}, 'config.eval.bleu_tokenizer'),
+        ('masked', {'objective': {'pairs': 'next'}}, 'config.data.packing = False'),
+        ('causal', {'objective': {'name': 'seq2seq'}, 'model': BOTH}, 'pairs'),
+        (
+            'seq2seq',
+            {'objective': {'name': 'causal'}, 'model': {'architecture': 'decoder'}},
+            'pairs',
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said_at_once(name, more, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        lm.train(make_config(tmp_path, name, **more), tmp_path / 'run')
