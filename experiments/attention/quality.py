@@ -30,6 +30,13 @@ KINDS = {
     'gated delta': ('gated_delta',),
     '3 gated delta, window 256': ('gated_delta',) * 3 + ('causal & window(256)',),
 }
+# Name -> what its layers are called in `cost.jsonl`.
+PARTS = {name: (name,) for name in KINDS} | {
+    'dense': ('dense, in blocks',),
+    'gpt3: dense, window 256': ('dense, in blocks', 'window 256'),
+    '3 gated delta, window 256': ('gated delta',) * 3 + ('window 256',),
+}
+COST_LENGTH = 8192
 TEXT = 'data:warandpeace/input.txt.gz'
 
 
@@ -45,12 +52,15 @@ def main() -> None:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--workdir', type=Path, default=Path('runs/attention'))
     parser.add_argument('--output', type=Path, default=Path('quality.jsonl'))
+    parser.add_argument('--cost', type=Path, default=Path(__file__).with_name('cost.jsonl'))
     options = parser.parse_args()
+    records = []
     with options.output.open('w') as file:
         for seed in options.seeds:
             for kind in options.kinds:
                 found = train(kind, seed, options.steps, options.workdir)
                 print(json.dumps(found), file=file, flush=True)
+                records.append(found)
                 split = found['splits']['valid']
                 print(
                     f'{kind:28} seed {seed}  {split["bits_per_byte"]:.4f} bits a byte, '
@@ -58,6 +68,39 @@ def main() -> None:
                     f'{found["throughput"]["tokens_per_second"]:,.0f} tokens/s',
                     flush=True,
                 )
+    figure(records, options.cost, options.output.with_suffix('.png'))
+
+
+def figure(records: list[dict], cost: Path, path: Path) -> None:
+    """Draws the bits a byte of each kind over the time of its attention, as `cost.jsonl` has it."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    lines = [json.loads(line) for line in cost.read_text().splitlines()]
+    times = {
+        line['contestant']: line['median']
+        for line in lines
+        if line.get('case') == f'attention/{COST_LENGTH}'
+    }
+    drawing = Figure((7.2, 4.4), layout='constrained')
+    axes = drawing.subplots()
+    for found in records:
+        parts = PARTS[found['kind']]
+        if not all(part in times for part in parts):
+            continue
+        x = sum(times[part] for part in parts) / len(parts)
+        y = found['splits']['valid']['bits_per_byte']
+        axes.plot(x, y, 'o', color='C0')
+        axes.annotate(found['kind'], (x, y), (6, 3), textcoords='offset points', fontsize=8)
+    axes.set_xscale('log')
+    axes.set_xlim(100, 3000)
+    axes.set_xticks([100, 200, 500, 1000, 2000], [100, 200, 500, '1,000', '2,000'])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.1)
+    axes.set_xlabel(f'attention, forward and backward of {COST_LENGTH:,} tokens, ms a layer')
+    axes.set_ylabel(f'bits a byte after {records[0]["steps"]} steps')
+    axes.grid(alpha=0.3)
+    drawing.savefig(path, dpi=144)
 
 
 def train(kind: str, seed: int, steps: int, workdir: Path) -> dict:
