@@ -97,7 +97,8 @@ def get_config() -> ConfigDict:
             'random_rate': 0.1,
             'keep_rate': 0.1,  # float. and the part that stays as it is.
             # str: next (BERT) | order (ALBERT) | '' = one text. `masked` sees two texts, and also
-            # tells whether the second follows the first, or in which order they stood.
+            # tells whether the second follows the first (else it is of another document, where there are
+            # several), or in which order they stood.
             'pairs': '',
             # tuple of str, done in turn: mask | delete | infill | permute (sentences) | rotate. What
             # `denoising` does to a text; BART's best.

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.data.test = ''
     config.data.length = 512
     config.data.batch_size = 32  # 128 rows of 128 tokens in the paper
+    config.data.packing = False
     config.tokenizer.vocab_size = 30_521  # and the mask
     config.tokenizer.mask = True
     config.tokenizer.train_bytes = 100_000_000

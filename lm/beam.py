@@ -10,6 +10,7 @@ import numpy as np
 
 from lm.decode import Sources, check_prompts, encoded, next_logits
 from lm.errors import InputError
+from lm.mesh import constrain
 from lm.models import Decoder, EncoderDecoder
 
 
@@ -70,7 +71,7 @@ def search(
         InputError: a prompt is empty, or they outgrow learned positions.
     """
     prompts, lengths = check_prompts(prompts, lengths)
-    if prompts.shape[1] + max_tokens > model.max_length and model.config.position == 'learned':
+    if prompts.shape[1] + max_tokens - 1 > model.max_length and model.config.position == 'learned':
         raise InputError(
             f'a prompt of {prompts.shape[1]} tokens and {max_tokens} more outgrow the '
             f"{model.max_length} that config.model.position = 'learned' was made for."
@@ -170,7 +171,8 @@ def _search(
     none = ~jnp.isfinite(state['scores'][:, :1])
     scores = jnp.where(none, state['alive'] / _penalty(state['step'], beam), state['scores'])
     texts = jnp.where(none[..., None], state['texts'], state['finished'])
-    return texts[:, : beam.best], scores[:, : beam.best]
+    texts, scores = texts[:, : beam.best], scores[:, : beam.best]
+    return constrain(texts, (None, None, None)), constrain(scores, (None, None))
 
 
 def _penalty(length: jax.Array | int, beam: Beam) -> jax.Array | float:

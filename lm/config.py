@@ -239,6 +239,10 @@ _RANGES = {
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
     r'|objective\.(span|max_span|partial)': (1, None),
+    r'model\.relative_(buckets|distance)': (4, None),
+    r'objective\.generator_size': (0.01, 1),
+    r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
+    r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
     r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'

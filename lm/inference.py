@@ -117,8 +117,10 @@ class LanguageModel:
             )
         if isinstance(model, Decoder):
             return [[BOS, *encode(text)] for text in texts], None
-        # As `lm.objectives.seq2seq` has them.
-        sources = [[*encode(text)[: model.max_source - 1], EOS] for text in texts]
+        # As `lm.objectives.seq2seq` has them; the other objectives read documents from their begin.
+        begin = [] if self.run.objective.pairs else [BOS]
+        most = model.max_source - 1 - len(begin)
+        sources = [[*begin, *encode(text)[:most], EOS] for text in texts]
         return [[BOS]] * len(texts), _padded(sources, model.max_source)
 
     def perplexity(self, texts: str | Sequence[str]) -> dict[str, float | None]:
@@ -127,14 +129,20 @@ class LanguageModel:
         return perplexity(self.run, self.params, features.from_texts(texts, self.run.tokenizer))
 
     def logits(self, tokens: Any) -> jax.Array:
-        """Returns the logits [B, T, V] float32 that follow tokens [B, T] int32."""
+        """Returns the logits [B, T, V] float32 that follow tokens [B, T] int32, of a decoder."""
+        if not isinstance(self.run.steps.model, Decoder):
+            raise InputError(
+                f"logits(tokens) is for decoders, and this model's config.model.architecture is "
+                f"'{self.run.config.model.architecture}'."
+            )
         with jax.set_mesh(self.run.mesh):
             return _logits(self.run.steps.model, self.params, jnp.asarray(tokens, jnp.int32))
 
     def samples(self, config: GenerateConfig, seed: int) -> list[dict[str, str]]:
         """Returns `{'prompt', 'text'}` of each prompt's continuations, for a report."""
         prompts = [prompt for prompt in config.prompts for _ in range(config.samples)]
-        if not prompts or isinstance(self.run.steps.model, Encoder | Electra):
+        continues = self.run.config.objective.name in ('causal', 'prefix', 'seq2seq')
+        if not prompts or not continues:
             return []
         texts = self.generate(prompts, seed=seed, **sampling(config))
         return [{'prompt': p, 'text': t} for p, t in zip(prompts, texts, strict=True)]

@@ -127,7 +127,8 @@ def _generate() -> None:
     for prompt in _PROMPT.value or settings.prompts:
         for sample in range(settings.samples):
             print(f'\n--- {prompt!r}, sample {sample + 1} of {settings.samples}')
-            print(prompt, end='', flush=True)
+            reads = model.run.config.model.architecture == 'encoder_decoder'
+            print(prompt, end='\n' if reads else '', flush=True)
             model.generate(
                 prompt,
                 seed=model.run.config.seed + sample,

@@ -70,7 +70,8 @@ def perplexity(
                 totals.update(_floats(pending.pop(0)))
         for sums in pending:
             totals.update(_floats(sums))
-    whole = count == len(dataset) and run.objective.whole
+    cut = run.objective.pairs and (split.lengths[1::2] - 2 > run.objective.sides[1]).any()
+    whole = count == len(dataset) and run.objective.whole and not cut
     nats, tokens = totals['nats'], totals['weight']
     return {
         'loss': nats / tokens,
@@ -84,6 +85,7 @@ def perplexity(
     } | {
         f'{term}/{shown}': totals[f'{term}/{name}'] / totals[f'{term}/weight']
         for term in (name.removesuffix('/weight') for name in totals if name.endswith('/weight'))
+        if totals[f'{term}/weight']
         for shown, name in (('loss', 'nats'), ('accuracy', 'correct'))
     }
 

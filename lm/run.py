@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 
 from lm import attention, backend, mesh, objectives, optimizers, tokenizer
 from lm import config as configs
-from lm.attention.masks import causal
+from lm.attention.masks import Mask, causal
 from lm.config import Config
 from lm.data import features, source
 from lm.data.pipeline import Objective
-from lm.errors import InputError
+from lm.errors import InputError, lookup
+from lm.models import ARCHITECTURES
 from lm.objectives import OBJECTIVES
 from lm.step import Steps
 from lm.writer import atomic_write
@@ -57,8 +58,10 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
             is to predict.
     """
     spec = _spec(config, text)
+    lookup(ARCHITECTURES, config.model.architecture, 'config.model.architecture')
     objectives.check(config.objective.name, config.model.architecture, spec)
     _check_attention(config)
+    _check_options(config)
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
         config.schedule, config.optimizer.learning_rate, config.train.steps
@@ -87,6 +90,8 @@ def _objective(config: Config, spec: objectives.Spec) -> Objective:
         source_length=spec.source_length * (config.model.architecture == 'encoder_decoder'),
         overlap=entry.overlap,
         whole=config.objective.name in ('causal', 'seq2seq'),
+        slides=config.objective.name in ('causal', 'prefix')
+        or (config.objective.name == 'masked' and not config.objective.pairs),
         pairs=entry.takes_pair,
     )
 
@@ -119,6 +124,41 @@ def _check_attention(config: Config) -> None:
                     f"{place}: '{kind}' counts from the start of a row, and "
                     'config.data.packing = True puts documents anywhere in it. Set it to False.'
                 )
+
+
+def _check_options(config: Config) -> None:
+    """Raises InputError where a key would be ignored, or asks for what cannot be."""
+    model, name = config.model, config.objective.name
+    kinds = attention.parse_pattern(model.attention)
+    if model.architecture == 'encoder_decoder':
+        kinds += attention.parse_pattern(model.encoder_attention)
+    if model.position == 'relative':
+        if not all(isinstance(kind, Mask) for kind in kinds):
+            raise InputError(
+                "config.model.position = 'relative' is a bias on masked attention, and config.model."
+                "attention has other kinds too: take 'rotary'."
+            )
+        if model.attention_implementation not in ('auto', 'xla'):
+            raise InputError(
+                "config.model.position = 'relative' is a bias on all pairs: set "
+                "config.model.attention_implementation = 'auto'."
+            )
+    if name == 'permutation' and model.position not in ('rotary', 'learned', 'sinusoidal'):
+        raise InputError(
+            f"config.objective.name = 'permutation' asks what stands at a place, which config.model."
+            f"position = '{model.position}' does not tell. Did you mean 'rotary'?"
+        )
+    if model.architecture == 'encoder':
+        if not model.tie_embeddings or model.logit_softcap:
+            raise InputError(
+                'config.model.tie_embeddings = False and logit_softcap are for decoders; an encoder has '
+                'neither.'
+            )
+        if name in ('masked', 'replaced') and all(kind.is_causal for kind in kinds):
+            raise InputError(
+                f'config.model.attention = {model.attention} sees earlier tokens only, and what is '
+                f"hidden from '{name}' has two sides. Did you mean ('full',)?"
+            )
     if name == 'seq2seq':
         from lm import metrics  # sacreBLEU takes a while to import.
 
@@ -144,6 +184,13 @@ def check_mesh(config: Config) -> Mesh:
     data = config.data
     parts = config.optimizer.accumulation
     mesh.check_batch(data.batch_size, data.length, parts, device_mesh, 'config.data.batch_size')
+    if config.model.architecture == 'encoder_decoder' and (
+        (data.source_length or data.length) % device_mesh.shape['sequence']
+    ):
+        raise InputError(
+            f'config.data.source_length = {data.source_length} cannot be divided by mesh.sequence = '
+            f'{device_mesh.shape["sequence"]}.'
+        )
     place = 'config.eval.batch_size'
     mesh.check_batch(evaluation_rows(config), data.length, 1, device_mesh, place)
     return device_mesh

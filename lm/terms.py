@@ -102,7 +102,7 @@ def next_token(model: Model, config: Config, device_mesh: Mesh) -> Loss:
 
 def masked(model: Model, config: Config, device_mesh: Mesh) -> Loss:
     """Returns the cross-entropy of masked tokens, of encoders, and that of a pair's label."""
-    most = _most_predictions(config)
+    most = _most_predictions(config, device_mesh)
     pairs = any(name == 'pair' for name, _ in model.heads)
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
@@ -129,7 +129,7 @@ def replaced(model: Model, config: Config, device_mesh: Mesh) -> Loss:
 
     What the generator fills in is drawn from its probabilities, without a gradient.
     """
-    most = _most_predictions(config)
+    most = _most_predictions(config, device_mesh)
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
         first, second, drawn = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
@@ -228,14 +228,21 @@ def _cross_entropy(logits, vectors, batch, rng, model, config, device_mesh) -> d
     return {'loss': total} | metrics
 
 
-def _most_predictions(config: Config) -> int:
-    """Returns P, at least the masked tokens of any row."""
+def _most_predictions(config: Config, device_mesh: Mesh) -> int:
+    """Returns P, at least the masked tokens of any row; the pieces of a loss, and a mesh, can divide it."""
     o, length = config.objective, config.data.length
-    if o.name == 'permutation':  # The last context rounds up, for each of the texts in a row.
-        return length if config.data.packing else min(length, length // o.partial + 2)
     if config.data.packing:  # Every window rounds up.
         return length
-    return min(o.max_predictions or length, max(1, round(o.rate * length)))
+    if o.name == 'permutation':  # The last context rounds up.
+        most = length // o.partial + 2
+    elif o.max_predictions:
+        most = o.max_predictions
+    elif o.unit == 'token':
+        most = max(1, round(o.rate * length))
+    else:  # A word, or a span, is not cut for the rate's sake.
+        return length
+    step = 8 * device_mesh.shape['sequence']
+    return min(length, -(-most // step) * step)
 
 
 def _with_next_token(config: Config, vocab_size: int, device_mesh: Mesh) -> tuple[Model, Loss]:

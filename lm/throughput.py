@@ -89,18 +89,21 @@ class Meter:
         self.restart()
         return self.rates[-1]
 
-    def summary(self, flops: Mapping[str, float], devices: list[Any]) -> dict[str, float | None]:
+    def summary(
+        self, flops: Mapping[str, float | None], devices: list[Any]
+    ) -> dict[str, float | None]:
         """Returns medians over the readings: `tokens_per_second`, `step_seconds_median`, and shares.
 
         Args:
             flops: a token's, by the name of the share: `{'mfu': ..., 'mfu_causal': ...}`.
+                None is not known.
             devices: that it ran on. If their peak is not known, the shares are None.
         """
         if not self.rates:
             return dict.fromkeys(('tokens_per_second', 'step_seconds_median', *flops))
         rate, peak = statistics.median(self.rates), peak_flops(devices[0])
         shares = {
-            name: rate * count / (peak * len(devices)) if peak else None
+            name: rate * count / (peak * len(devices)) if peak and count else None
             for name, count in flops.items()
         }
         return {

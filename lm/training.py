@@ -203,8 +203,14 @@ class Loop:
             'accuracy': metrics['correct'],
             'skipped': metrics['skipped'],
         }
-        if config.loss.label_smoothing or config.loss.z_loss:
-            values['objective'] = metrics['loss']
+        terms = {
+            f'{name.removesuffix(end)}/{shown}': value
+            for end, shown in (('/nats', 'loss'), ('/correct', 'accuracy'))
+            for name, value in metrics.items()
+            if name.endswith(end)
+        }
+        if terms or config.loss.label_smoothing or config.loss.z_loss:
+            values |= terms | {'objective': metrics['loss']}
         shown = {name: values[name] for name in ('loss', 'learning_rate')}
         if speed := self.meter.read():
             values['tokens_per_second'] = shown['tokens_per_second'] = speed
@@ -285,6 +291,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             tasks, samples = translation.evaluate(run, params, names, workdir)
         else:
             samples = LanguageModel(run, params).samples(config.generate, config.seed)
+    decoder = config.model.architecture == 'decoder'  # Others are not counted yet.
     flops = {
         name: throughput.flops_per_token(
             run.steps.parameters,
@@ -293,6 +300,8 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             run.steps.model.vocab_size,
             causal=causal,
         )
+        if decoder
+        else None
         for name, causal in (('mfu', False), ('mfu_causal', True))
     }
     measured = loop.meter.summary(flops, list(run.mesh.devices.flat))

@@ -6,6 +6,7 @@ input is the number of batches taken, whatever the number of hosts.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,7 +37,8 @@ class Objective:
         source_length: S; 0 without an encoder beside.
         overlap: tokens that a window shares with the next one.
         whole: every token of the text is predicted once.
-        pairs: it learns from pairs of texts.
+        slides: windows may overlap, of which only the last targets are scored.
+        pairs: it learns from pairs of texts; S - 1 tokens of the one and T - 1 of the other fit.
     """
 
     fields: Callable[..., dict[str, np.ndarray]]
@@ -47,7 +49,13 @@ class Objective:
     source_length: int = 0
     overlap: int = 0
     whole: bool = False
+    slides: bool = False
     pairs: bool = False
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The most tokens of the two texts of a pair."""
+        return self.source_length - 1, self.length - 1
 
     def costs(self, targets: np.ndarray, sources: np.ndarray) -> np.ndarray:
         """Returns which part of a row windows take, int64, of the longer of T and S."""
@@ -90,7 +98,8 @@ class Packed:
         """Returns a row's arrays [T], and [S]."""
         objective, parts = self.objective, []
         for window in row:
-            part = objective.fields(self._tokens(window), rng, self._draw)
+            draw = functools.partial(self._draw, window.document)
+            part = objective.fields(self._tokens(window), rng, draw)
             if window.score_from:
                 scored = np.arange(window.size) >= window.score_from
                 part = {**part, 'loss_weights': part['loss_weights'] * scored}
@@ -101,14 +110,17 @@ class Packed:
         split = self.split
         if split.paired:
             return tuple(
-                split.document(2 * window.document + side)[1:-1][: self.objective.window]
-                for side in (0, 1)
+                split.document(2 * window.document + side)[1:-1][:most]
+                for side, most in enumerate(self.objective.sides)
             )
         stop = window.start + window.size + self.objective.overlap
         return split.document(window.document)[window.start : stop]
 
-    def _draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        tokens = self.split.document(int(rng.integers(self.split.num_documents)))
+    def _draw(self, document: int, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Returns tokens of another document; where there is but one, of that."""
+        other = int(rng.integers(max(self.split.num_documents - 1, 1)))
+        other += other >= document and self.split.num_documents > 1
+        tokens = self.split.document(other)
         start = int(rng.integers(max(len(tokens) - size, 0) + 1))
         return tokens[start : start + size]
 
@@ -133,7 +145,7 @@ def pack_split(
             "'parallel:...', 'tsv:...' or 'builtin:numerals'."
         )
     if split.paired:
-        sources, targets = np.minimum(split.lengths - 2, objective.window).reshape(-1, 2).T
+        sources, targets = np.minimum((split.lengths - 2).reshape(-1, 2), objective.sides).T
         number = np.arange(len(sources))
         zeros = np.zeros(len(sources), np.int32)
         windows = pack.Windows(number, zeros, targets.astype(np.int32), zeros)
@@ -233,10 +245,21 @@ def eval_dataset(
         num_hosts: number of hosts.
 
     Raises:
-        InputError: hosts do not divide the batch, or the stride is larger than T.
+        InputError: hosts do not divide the batch; the stride is larger than T, or the objective allows
+            none; or there is nothing long enough to predict.
     """
+    if stride and not objective.slides:
+        raise InputError(
+            f'config.eval.stride = {stride} is for objectives that predict each token of a window by '
+            'itself (causal, prefix, masked without pairs); set it to 0.'
+        )
     size = _rows_of_a_host(batch_size, num_hosts, 'config.eval.batch_size')
     packed = pack_split(split, objective, data.packing, stride)
+    if not len(packed.rows):
+        what = f"the source '{split.spec}'" if split.spec else 'the list of texts'
+        raise InputError(
+            f'{what} has no text of {objective.least} tokens, the least that the objective predicts from.'
+        )
     padding = -len(packed.rows) % batch_size
 
     def fields(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -189,6 +189,7 @@ def relative_buckets(
     else:
         distances = jnp.maximum(-distances, 0)
     exact = buckets // 2
+    furthest = max(furthest, exact + 1)
     share = jnp.log(jnp.maximum(distances, 1) / exact) / math.log(furthest / exact)
     wide = exact + (share * (buckets - exact)).astype(jnp.int32)
     return first + jnp.where(distances < exact, distances, jnp.minimum(wide, buckets - 1))

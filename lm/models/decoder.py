@@ -76,7 +76,7 @@ class Decoder(Transformer):
             InputError: a mask lets tokens see what is not there yet.
         """
         for kind in self.kinds:
-            if not kind.is_causal:
+            if not attention.without_prefix(kind).is_causal:
                 raise InputError(
                     f"config.model.attention: '{kind}' sees tokens to come, and cannot generate. "
                     f"Did you mean '{attention.causal_form(kind)}'?"
@@ -86,8 +86,13 @@ class Decoder(Transformer):
             layers = self._unstack(layers)
         x, angles = self._place(self.embed(inputs), positions)
         places = positions if valid is None else jnp.where(valid, positions, -1)
+        # A prompt is a prefix, whose tokens see each other; those after it see all of it anyway.
+        in_prefix = None
+        if fresh and any(attention.without_prefix(kind) != kind for kind in self.kinds):
+            in_prefix = jnp.ones(inputs.shape, bool) if valid is None else valid
         tokens = Tokens(
             angles,
+            in_prefix=in_prefix,
             relative=self._relative(),
             memory=memory,
             memory_segments=memory_segments,
@@ -141,7 +146,7 @@ class Decoder(Transformer):
         if len(self.kinds) == 1:
             return tuple(grown(layer, self.kinds[0]) for layer in cache)
         return tuple(
-            {name: grown(repeat[name], kind) for name, kind in zip(repeat, self.kinds, strict=True)}
+            {f'block_{i}': grown(repeat[f'block_{i}'], kind) for i, kind in enumerate(self.kinds)}
             for repeat in cache
         )
 

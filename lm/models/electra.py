@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from lm.config import ModelConfig
+from lm.layers.mlp import mlp_dim
 from lm.models.encoder import Encoder
 from lm.models.heads import Head
 from lm.models.transformer import make_embed
@@ -40,7 +41,7 @@ class Electra(nn.Module):
             embed_dim=heads * width,
             num_heads=heads,
             num_kv_heads=0,
-            mlp_dim=round(size * (c.mlp_dim or 4 * c.embed_dim)),
+            mlp_dim=round(size * mlp_dim(c)),
             embedding_dim=c.embedding_dim or c.embed_dim,
         )
         self.embed = make_embed(c, self.padded_vocab_size)

@@ -106,8 +106,9 @@ class EncoderDecoder(nn.Module):
 
     def for_decoding(self, params: dict) -> dict:
         """As `Decoder.for_decoding`."""
-        decoder = self._decoder().for_decoding(params['decoder'])
-        return params | {'decoder': decoder}
+        ready = self._decoder().for_decoding(params['decoder'] | {'embed': params['embed']})
+        embed = ready.pop('embed')
+        return params | {'decoder': ready, 'embed': embed}
 
     def make_cache(self, batch: int, length: int) -> Cache:
         """As `Decoder.make_cache`."""
