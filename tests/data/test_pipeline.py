@@ -27,7 +27,13 @@ def fields(tokens, rng, draw):
 
 def make_objective(length):
     return pipeline.Objective(
-        fields, window=length + 1, least=2, sizes=lambda n: (n - 1, 0), length=length, overlap=1
+        fields,
+        window=length + 1,
+        least=2,
+        sizes=lambda n: (n - 1, 0),
+        length=length,
+        overlap=1,
+        slides=True,
     )
 
 
