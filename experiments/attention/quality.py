@@ -37,6 +37,7 @@ PARTS = {name: (name,) for name in KINDS} | {
     '3 gated delta, window 256': ('gated delta',) * 3 + ('window 256',),
 }
 COST_LENGTH = 8192
+_MARKERS = 'os^vDPX*<>ph'
 TEXT = 'data:warandpeace/input.txt.gz'
 
 
@@ -82,7 +83,7 @@ def figure(records: list[dict], cost: Path, path: Path) -> None:
         for line in lines
         if line.get('case') == f'attention/{COST_LENGTH}'
     }
-    drawing = Figure((7.2, 4.4), layout='constrained')
+    drawing = Figure((8.6, 4.2), layout='constrained')
     axes = drawing.subplots()
     for found in records:
         parts = PARTS[found['kind']]
@@ -90,8 +91,8 @@ def figure(records: list[dict], cost: Path, path: Path) -> None:
             continue
         x = sum(times[part] for part in parts) / len(parts)
         y = found['splits']['valid']['bits_per_byte']
-        axes.plot(x, y, 'o', color='C0')
-        axes.annotate(found['kind'], (x, y), (6, 3), textcoords='offset points', fontsize=8)
+        marker = _MARKERS[list(KINDS).index(found['kind']) % len(_MARKERS)]
+        axes.plot(x, y, marker, markersize=8, alpha=0.8, label=f'{found["kind"]}: {y:.2f}')
     axes.set_xscale('log')
     axes.set_xlim(100, 3000)
     axes.set_xticks([100, 200, 500, 1000, 2000], [100, 200, 500, '1,000', '2,000'])
@@ -100,6 +101,7 @@ def figure(records: list[dict], cost: Path, path: Path) -> None:
     axes.set_xlabel(f'attention, forward and backward of {COST_LENGTH:,} tokens, ms a layer')
     axes.set_ylabel(f'bits a byte after {records[0]["steps"]} steps')
     axes.grid(alpha=0.3)
+    drawing.legend(loc='outside right upper', fontsize=8)
     drawing.savefig(path, dpi=144)
 
 
