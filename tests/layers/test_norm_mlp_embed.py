@@ -105,6 +105,7 @@ def test_mlp_formula(name):
 
     h = {
         'gelu': lambda: gelu_tanh(dense('up', x)),
+        'relu': lambda: np.maximum(dense('up', x), 0),
         'swiglu': lambda: dense('up', x) * dense('gate', x) * sigmoid(dense('gate', x)),
         'geglu': lambda: dense('up', x) * gelu_tanh(dense('gate', x)),
     }[name]()
