@@ -1,4 +1,4 @@
-"""A masked language model in three minutes on a laptop: the documentation of Python itself.
+"""A masked language model on a laptop: the documentation of Python itself.
 
     python -m lm.main --config=configs/bert_tiny.py
 

@@ -1,4 +1,4 @@
-"""A translation model in about three minutes on a laptop: numbers, written out in English, to German.
+"""A translation model on a laptop: numbers, written out in English, to German.
 
     python -m lm.main --config=configs/quickstart_translation.py
 
