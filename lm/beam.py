@@ -71,9 +71,10 @@ def search(
         InputError: a prompt is empty, or they outgrow learned positions.
     """
     prompts, lengths = check_prompts(prompts, lengths)
-    if prompts.shape[1] + max_tokens - 1 > model.max_length and model.config.position == 'learned':
+    longest = int(lengths.max())
+    if longest + max_tokens - 1 > model.max_length and model.config.position == 'learned':
         raise InputError(
-            f'a prompt of {prompts.shape[1]} tokens and {max_tokens} more outgrow the '
+            f'a prompt of {longest} tokens and {max_tokens} more outgrow the '
             f"{model.max_length} that config.model.position = 'learned' was made for."
         )
     found = _search(

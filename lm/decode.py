@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -138,15 +138,10 @@ def generate(
         rows = [row if len(row) < model.max_length else row[-half:] for row in rows]
         longest = max(len(row) for row in rows)
         limit = min(max_tokens - made.shape[1], max(model.max_length - longest, 1))
-        width = min(_bucket(longest), max(model.max_length, longest))
-        padded = np.zeros((len(rows), width), np.int32)
-        for padded_row, row in zip(padded, rows, strict=True):
-            padded_row[: len(row)] = row
         new, ended = jax.device_get(
             run(
                 params,
-                padded,
-                np.array([len(row) for row in rows], np.int32),
+                *padded(rows, model.max_length),
                 sources,
                 ended,
                 rng,
@@ -166,6 +161,19 @@ def generate(
     tokens = np.full((len(rows), max_tokens), -1, np.int32)
     tokens[:, : made.shape[1]] = made
     return np.maximum(tokens, 0), (tokens >= 0).sum(axis=1).astype(np.int32)
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of unequal length as int32 `[B, P]`, and their lengths, int32 `[B]`.
+
+    P is one of few: that of `_bucket`, or `most` where that is less and holds them.
+    """
+    lengths = np.array([len(row) for row in rows], np.int32)
+    longest = int(lengths.max())
+    filled = np.zeros((len(rows), min(_bucket(longest), max(most, longest))), np.int32)
+    for place, row in zip(filled, rows, strict=True):
+        place[: len(row)] = row
+    return filled, lengths
 
 
 def check_prompts(prompts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

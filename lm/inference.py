@@ -76,12 +76,14 @@ class LanguageModel:
                 'generate(stream=…) takes no beams: a search knows its text at the end.'
             )
         prompts, sources = self._prompts(texts)
+        prompts, lengths = decode.padded(prompts, self.run.steps.model.max_length)
         with jax.set_mesh(self.run.mesh):
             if beams:
                 tokens, counts, _ = beam.search(
                     self.run.steps.model,
                     self.params,
-                    *_padded(prompts),
+                    prompts,
+                    lengths,
                     max_tokens=max_tokens,
                     beam=beam.Beam(beams, length_penalty),
                     stop=(EOS,),
@@ -94,7 +96,8 @@ class LanguageModel:
                 tokens, counts = decode.generate(
                     self.run.steps.model,
                     self.params,
-                    *_padded(prompts),
+                    prompts,
+                    lengths,
                     jax.random.key(seed),
                     max_tokens=max_tokens,
                     sampling=decode.Sampling(temperature, top_k, top_p, min_p),
@@ -121,7 +124,7 @@ class LanguageModel:
         begin = [] if self.run.objective.pairs else [BOS]
         most = model.max_source - 1 - len(begin)
         sources = [[*begin, *encode(text)[:most], EOS] for text in texts]
-        return [[BOS]] * len(texts), _padded(sources, model.max_source)
+        return [[BOS]] * len(texts), decode.padded(sources, model.max_source)
 
     def perplexity(self, texts: str | Sequence[str]) -> dict[str, float | None]:
         """Returns loss, perplexity, bits per byte and word perplexity of texts (see `lm.perplexity`)."""
@@ -141,8 +144,8 @@ class LanguageModel:
     def samples(self, config: GenerateConfig, seed: int) -> list[dict[str, str]]:
         """Returns `{'prompt', 'text'}` of each prompt's continuations, for a report."""
         prompts = [prompt for prompt in config.prompts for _ in range(config.samples)]
-        continues = self.run.config.objective.name in ('causal', 'prefix', 'seq2seq')
-        if not prompts or not continues:
+        goes_on = isinstance(self.run.steps.model, Decoder) or self.run.objective.pairs
+        if not prompts or not goes_on:
             return []
         texts = self.generate(prompts, seed=seed, **sampling(config))
         return [{'prompt': p, 'text': t} for p, t in zip(prompts, texts, strict=True)]
@@ -152,20 +155,6 @@ def sampling(config: GenerateConfig) -> dict[str, Any]:
     """Returns a config's keys that `LanguageModel.generate` takes, by name."""
     names = ('max_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
     return {name: getattr(config, name) for name in names}
-
-
-def _padded(rows: list[list[int]], most: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows of unequal length as int32 `[B, P]`, and their lengths; P is one of few.
-
-    P is a power of two, so that little is compiled, or `most` where that is less.
-    """
-    lengths = np.array([len(row) for row in rows], np.int32)
-    longest = int(lengths.max())
-    width = max(longest, min(1 << (longest - 1).bit_length(), most))
-    padded = np.zeros((len(rows), width), np.int32)
-    for filled, row in zip(padded, rows, strict=True):
-        filled[: len(row)] = row
-    return padded, lengths
 
 
 class _Streamer:

@@ -13,6 +13,7 @@ from lm import page
 from lm.compare import compare
 from lm.config import differences, flatten
 from lm.environment import environment
+from lm.objectives import OBJECTIVES
 from lm.page import number, text
 from lm.plots import (
     Series,
@@ -164,31 +165,21 @@ def split_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list
     return head, rows
 
 
-_ASKED = {
-    'masked': 'These are the masked ones, which see all that is not masked.',
-    'permutation': 'These come in a random order, and see what came before them in it.',
-    'replaced': 'These are all: for each it says whether the generator made it up, in nats a token.',
-    'prefix': 'These stand after a prefix of random length.',
-    'span_corruption': 'These are the hidden spans and what names them.',
-    'ul2': 'These are the hidden spans and what names them.',
-    'denoising': 'These are the whole text, rebuilt from a noised one.',
-}
-
-
 def method(config: Mapping[str, Any]) -> str:
     """Returns how the perplexities were computed, in words."""
     length, stride = config['data']['length'], config['eval']['stride']
     name = config['objective']['name']
-    if name == 'seq2seq':
+    objective = OBJECTIVES[name]
+    if objective.takes_pair:
         return (
             'Of the targets, given their sources, with every token scored once, that of the end too: '
             'perplexity = exp(total nats / total tokens); bits per byte and word perplexity are of the '
             f'text of the targets. Sides longer than {length} tokens are cut.'
         )
-    if name != 'causal':
+    if not objective.whole:
         return (
             f'Of the tokens that the objective `{name}` asks for, drawn anew for the evaluation, but the '
-            f'same in each: exp(total nats / tokens asked for). {_ASKED.get(name, "")} It is no perplexity '
+            f'same in each: exp(total nats / tokens asked for). {objective.measured} It is no perplexity '
             'of the text, and compares with runs of the same objective, tokenizer and length only.'
         )
     windows = (

@@ -14,7 +14,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from lm import attention, backend, mesh, objectives, optimizers, tokenizer
+from lm import attention, backend, mesh, objectives, optimizers, tokenizer, vocabulary
 from lm import config as configs
 from lm.attention.masks import Mask, causal
 from lm.config import Config
@@ -73,10 +73,10 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
 
 
 def _spec(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
-    vocabulary = tokenizer.vocabulary(text, config.tokenizer)
+    ids = vocabulary.build(text, config.tokenizer)
     length = config.data.length
     source_length = config.data.source_length or length
-    return objectives.Spec(config.objective, vocabulary, length, source_length)
+    return objectives.Spec(config.objective, ids, length, source_length)
 
 
 def _objective(config: Config, spec: objectives.Spec) -> Objective:
@@ -89,32 +89,29 @@ def _objective(config: Config, spec: objectives.Spec) -> Objective:
         length=spec.length,
         source_length=spec.source_length * (config.model.architecture == 'encoder_decoder'),
         overlap=entry.overlap,
-        whole=config.objective.name in ('causal', 'seq2seq'),
-        slides=config.objective.name in ('causal', 'prefix')
-        or (config.objective.name == 'masked' and not config.objective.pairs),
+        whole=entry.whole,
+        slides=entry.slides(config.objective),
         pairs=entry.takes_pair,
     )
 
 
 def _check_attention(config: Config) -> None:
     """Raises InputError where the model would see what it is to predict, or what packing moves."""
-    model, name = config.model, config.objective.name
+    model, sees = config.model, OBJECTIVES[config.objective.name].sees
     patterns = {'attention': model.attention}
     if model.architecture == 'encoder_decoder':
         patterns['encoder_attention'] = model.encoder_attention
     for key, pattern in patterns.items():
         place = f'config.model.{key}'
         for kind in attention.parse_pattern(pattern, place):
-            if name == 'permutation' and kind != causal:
+            if sees == 'ranks' and kind != causal:
                 raise InputError(
-                    f"{place}: '{kind}' is asked about places, and config.objective.name = 'permutation' "
-                    "about the order of prediction. Did you mean 'causal'?"
+                    f"{place}: '{kind}' is asked about places, and config.objective.name = "
+                    f"'{config.objective.name}' about the order of prediction. Did you mean 'causal'?"
                 )
+            alone = attention.without_prefix(kind) if sees == 'prefix' else kind
             decodes = key == 'attention' and model.architecture != 'encoder'
-            if (
-                decodes
-                and not (attention.without_prefix(kind) if name == 'prefix' else kind).is_causal
-            ):
+            if decodes and not alone.is_causal:
                 raise InputError(
                     f"{place}: '{kind}' lets tokens see those that they are to predict. "
                     f"Did you mean '{attention.causal_form(kind)}'?"
@@ -129,6 +126,7 @@ def _check_attention(config: Config) -> None:
 def _check_options(config: Config) -> None:
     """Raises InputError where a key would be ignored, or asks for what cannot be."""
     model, name = config.model, config.objective.name
+    objective = OBJECTIVES[name]
     kinds = attention.parse_pattern(model.attention)
     if model.architecture == 'encoder_decoder':
         kinds += attention.parse_pattern(model.encoder_attention)
@@ -143,9 +141,9 @@ def _check_options(config: Config) -> None:
                 "config.model.position = 'relative' is a bias on all pairs: set "
                 "config.model.attention_implementation = 'auto'."
             )
-    if name == 'permutation' and model.position not in ('rotary', 'learned', 'sinusoidal'):
+    if objective.sees == 'ranks' and model.position not in ('rotary', 'learned', 'sinusoidal'):
         raise InputError(
-            f"config.objective.name = 'permutation' asks what stands at a place, which config.model."
+            f"config.objective.name = '{name}' asks what stands at a place, which config.model."
             f"position = '{model.position}' does not tell. Did you mean 'rotary'?"
         )
     if model.architecture == 'encoder':
@@ -154,16 +152,16 @@ def _check_options(config: Config) -> None:
                 'config.model.tie_embeddings = False and logit_softcap are for decoders; an encoder has '
                 'neither.'
             )
-        if name in ('masked', 'replaced') and all(kind.is_causal for kind in kinds):
+        if objective.sees == 'both' and all(kind.is_causal for kind in kinds):
             raise InputError(
                 f'config.model.attention = {model.attention} sees earlier tokens only, and what is '
                 f"hidden from '{name}' has two sides. Did you mean ('full',)?"
             )
-    if name == 'seq2seq':
+    if objective.takes_pair:
         from lm import metrics  # sacreBLEU takes a while to import.
 
         metrics.check_tokenizer(config.eval.bleu_tokenizer, 'config.eval.bleu_tokenizer')
-    if name == 'masked' and config.objective.pairs and config.data.packing:
+    if objective.labels(config.objective) and config.data.packing:
         raise InputError(
             f"config.objective.pairs = '{config.objective.pairs}' needs rows of one pair each: set "
             'config.data.packing = False.'

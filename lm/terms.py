@@ -19,6 +19,7 @@ from lm.config import Config
 from lm.errors import lookup
 from lm.models import Electra, Model
 from lm.models.heads import Head
+from lm.objectives import OBJECTIVES
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, dict[str, jax.Array]]
@@ -229,18 +230,11 @@ def _cross_entropy(logits, vectors, batch, rng, model, config, device_mesh) -> d
 
 
 def _most_predictions(config: Config, device_mesh: Mesh) -> int:
-    """Returns P, at least the masked tokens of any row; the pieces of a loss, and a mesh, can divide it."""
-    o, length = config.objective, config.data.length
+    """Returns P, at least the predictions of any row; the pieces of a loss, and a mesh, can divide it."""
+    length = config.data.length
     if config.data.packing:  # Every window rounds up.
         return length
-    if o.name == 'permutation':  # The last context rounds up.
-        most = length // o.partial + 2
-    elif o.max_predictions:
-        most = o.max_predictions
-    elif o.unit == 'token':
-        most = max(1, round(o.rate * length))
-    else:  # A word, or a span, is not cut for the rate's sake.
-        return length
+    most = OBJECTIVES[config.objective.name].predictions(length, config.objective)
     step = 8 * device_mesh.shape['sequence']
     return min(length, -(-most // step) * step)
 

@@ -5,14 +5,12 @@ All kinds share four special ids and one promise: what this file trains is lossl
 tokenizer without byte fallback keeps it for the characters it knows.)
 """
 
-import dataclasses
 import functools
 import hashlib
 import io
 import itertools
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import ClassVar
@@ -34,11 +32,6 @@ _PART_SIZE = 2000
 _PART = re.compile(rf'.{{1,{_PART_SIZE}}}[^\n]*\n?', re.DOTALL)
 # Sentencepiece writes a space as U+2581, so a U+2581 of the text itself goes through its bytes.
 _META_SPACE = '\u2581'
-# Radicals, kana and ideographs; compatibility forms; the further planes.
-_CHINESE_OR_JAPANESE = (range(0x2E80, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x40000))
-# The first bytes of most of them in UTF-8, 0xE3 to 0xE9, as `surrogateescape` has them.
-_CHINESE_BYTES = tuple(map(chr, range(0xDCE3, 0xDCEA)))
-_SENTENCE_ENDS = ('.', '!', '?', '。', '．', '｡', '！', '？')
 
 
 class Tokenizer:
@@ -366,85 +359,3 @@ def _read(path: Path, place: str) -> Tokenizer:
         return Bytes() if fields['kind'] == Bytes.kind else Chars(fields['characters'])
     except (RuntimeError, ValueError, KeyError, TypeError):
         raise InputError(f"{place} = '{path}' is not a tokenizer: the file is damaged.") from None
-
-
-# ------------------------------------------------------------------------------- the vocabulary
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """The ids of a tokenizer and those that objectives add, and where words and sentences end.
-
-    A word is a run of letters, marks and digits of any script; all else, and each Chinese or
-    Japanese character, is a word of its own. So it means the same for every kind of tokenizer, but that
-    no word starts inside of a token:
-
-    >>> vocabulary.word_starts(tokenizer.encode('the cats, 一日'))  # ' the' ' cat' 's' ',' ' ' '一' '日'
-    [True, True, False, True, True, True, True]
-
-    Attributes:
-        size: ids of the tokenizer; those from 4 on stand for text.
-        mask: the id that hides a token; -1 for none.
-        sentinels: the ids that stand for spans, in the order of their use.
-        starts_word: bool [total], whatever stands before it.
-        ends_word: bool [total], what stands after it starts a word.
-        ends_sentence: bool [total], ends with . ! ? or their Chinese forms, or contains a newline. (The
-            Chinese forms are several tokens where ids are bytes, and are not seen there.)
-        total: all ids; the rows of the model's table.
-    """
-
-    size: int
-    mask: int
-    sentinels: tuple[int, ...]
-    starts_word: np.ndarray
-    ends_word: np.ndarray
-    ends_sentence: np.ndarray
-    total: int
-
-    def word_starts(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns which tokens start a word, bool [n]; the first does."""
-        starts = self.starts_word[tokens]
-        starts[1:] |= self.ends_word[tokens[:-1]]
-        starts[:1] = True
-        return starts
-
-
-def vocabulary(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
-    """Returns the vocabulary: the tokenizer's ids, then the mask's, then the sentinels'.
-
-    Args:
-        tokenizer: any kind.
-        spec: `mask` and `sentinels` are read.
-    """
-    size = tokenizer.vocab_size
-    first = size + spec.mask
-    total = first + spec.sentinels
-    # A byte that is part of a character becomes one of U+DC80 to U+DCFF.
-    pieces = [piece.decode(errors='surrogateescape') for piece in tokenizer.pieces()]
-    # Special ids, masks and sentinels are words by themselves.
-    starts_word, ends_word = np.ones(total, bool), np.ones(total, bool)
-    ends_sentence = np.zeros(total, bool)
-    text = slice(len(SPECIALS), size)
-    starts_word[text] = [_alone(piece[:1]) or piece[:1] in _CHINESE_BYTES for piece in pieces]
-    ends_word[text] = [_alone(piece[-1:]) for piece in pieces]
-    ends_sentence[text] = [piece.endswith(_SENTENCE_ENDS) or '\n' in piece for piece in pieces]
-    return Vocabulary(
-        size=size,
-        mask=size if spec.mask else -1,
-        sentinels=tuple(range(first, total)),
-        starts_word=starts_word,
-        ends_word=ends_word,
-        ends_sentence=ends_sentence,
-        total=total,
-    )
-
-
-def _alone(character: str) -> bool:
-    """Is the character no part of a longer word? Parts of a character always are."""
-    point = ord(character or ' ')
-    if 0xDC80 <= point <= 0xDCFF:
-        return False
-    return (
-        any(point in points for points in _CHINESE_OR_JAPANESE)
-        or unicodedata.category(chr(point))[0] not in 'LMN'
-    )

@@ -284,7 +284,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             for name, split in loop.splits.items()
             if name != 'train'
         }
-        if config.objective.name == 'seq2seq':
+        if run.objective.pairs:
             from lm import translation  # sacreBLEU takes a while to import.
 
             names = [name for name in ('test', 'valid') if name in loop.splits][:1]

@@ -80,20 +80,14 @@ def evaluate(
                 text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
                 atomic_write(path, text)
             step = max(1, len(lines) // _SHOWN)
-            samples = [
-                {
-                    'prompt': line['source'],
-                    'text': f'\n{line["prediction"]}'
-                    + ('' if same(line) else f'\n(reference: {line["target"]})'),
-                }
-                for line in lines[::step][:_SHOWN]
-            ]
+            samples = [_sample(**line) for line in lines[::step][:_SHOWN]]
     return results, samples
 
 
-def same(line: dict[str, str]) -> bool:
-    """Whether the prediction is the target."""
-    return line['prediction'] == line['target']
+def _sample(source: str, target: str, prediction: str) -> dict[str, str]:
+    """Returns a sample of a report; what should have come out is shown where something else did."""
+    reference = '' if prediction == target else f'\n(reference: {target})'
+    return {'prompt': source, 'text': f'\n{prediction}{reference}'}
 
 
 def measured(targets: list[str], predictions: list[str], run: Run) -> dict[str, Any]:

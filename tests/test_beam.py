@@ -10,7 +10,7 @@ import pytest
 from lm import beam, decode
 from lm.beam import Beam
 from lm.errors import InputError
-from tests.models.test_encoder_decoder import SOURCES, VOCAB, apply, made, tokens
+from tests.models.test_encoder_decoder import SOURCES, TARGETS, VOCAB, apply, made, tokens
 
 STOP = 2
 COUNTS = np.array([11, 4, 7], np.int32)
@@ -114,6 +114,15 @@ def test_scores_are_the_models_own_and_rows_do_not_mind_each_other():
                 want = log_probability(model, params, sources[row], COUNTS[row], text)
                 want /= ((5 + len(text)) / 6) ** 0.6
                 assert scores[row, i] == pytest.approx(want, abs=1e-4)
+
+
+def test_texts_fill_learned_positions_and_no_more():
+    model, params = made('bart')
+    sources = tokens(1, SOURCES, 1)
+    found, _, _ = search(model, params, sources, COUNTS[:1], size=2, max_tokens=TARGETS)
+    assert found.shape == (1, 1, TARGETS)
+    with pytest.raises(InputError, match='outgrow the 8'):
+        search(model, params, sources, COUNTS[:1], size=2, max_tokens=TARGETS + 1)
 
 
 def test_refuses_what_makes_no_sense():

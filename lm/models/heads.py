@@ -26,15 +26,25 @@ class Head:
     size: int = 0
 
 
-class Tokens(nn.Module):
-    """Logits of tokens: BERT's transform, then the embedding, transposed, and a bias.
+class _Head(nn.Module):
+    """What all have.
 
-    Devlin et al. 2018, https://arxiv.org/abs/1810.04805; the code's `get_masked_lm_output`.
+    Attributes:
+        config: the model.
+        head: its description.
+        embed: the embedding of tokens.
     """
 
     config: ModelConfig
     head: Head
     embed: Embed
+
+
+class Tokens(_Head):
+    """Logits of tokens: BERT's transform, then the embedding, transposed, and a bias.
+
+    Devlin et al. 2018, https://arxiv.org/abs/1810.04805; the code's `get_masked_lm_output`.
+    """
 
     @nn.compact
     def __call__(self, hidden: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -46,12 +56,8 @@ class Tokens(nn.Module):
         return Output(c, self.head, self.embed, name='output')(x)
 
 
-class Output(nn.Module):
+class Output(_Head):
     """Logits of tokens: the embedding, transposed, and a bias."""
-
-    config: ModelConfig
-    head: Head
-    embed: Embed
 
     @nn.compact
     def __call__(self, hidden: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -62,12 +68,8 @@ class Output(nn.Module):
         return logits
 
 
-class Pooled(nn.Module):
+class Pooled(_Head):
     """Numbers for a whole text, or two, from its first token: BERT's pooler, then a layer."""
-
-    config: ModelConfig
-    head: Head
-    embed: Embed
 
     @nn.compact
     def __call__(self, hidden: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -79,12 +81,8 @@ class Pooled(nn.Module):
         return Dense((self.head.size,), bias=True, dtype=dtype, name='out')(x).astype(jnp.float32)
 
 
-class EachToken(nn.Module):
+class EachToken(_Head):
     """Numbers for each token: labels of tokens, or of the first and the last of a span."""
-
-    config: ModelConfig
-    head: Head
-    embed: Embed
 
     @nn.compact
     def __call__(self, hidden: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -95,12 +93,8 @@ class EachToken(nn.Module):
         return dense(x).astype(jnp.float32)
 
 
-class Discriminator(nn.Module):
+class Discriminator(_Head):
     """Whether each token was replaced (Clark et al. 2020, https://arxiv.org/abs/2003.10555)."""
-
-    config: ModelConfig
-    head: Head
-    embed: Embed
 
     @nn.compact
     def __call__(self, hidden: jax.Array, deterministic: bool = True) -> jax.Array:

@@ -23,10 +23,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lm.config import ObjectiveConfig
 from lm.errors import InputError, lookup
 from lm.objectives.causal import causal
 from lm.objectives.denoising import NOISES, denoising
-from lm.objectives.masked import PAIRS, UNITS, masked
+from lm.objectives.masked import PAIRS, UNITS, masked, most_masked
 from lm.objectives.permutation import permutation
 from lm.objectives.prefix import prefix
 from lm.objectives.replaced import replaced
@@ -55,6 +56,13 @@ class Objective:
         sentinels: (n, spec) -> the number of sentinels that a window of n tokens needs at most.
         takes_pair: the function takes (source, target) instead of `tokens`; n is then the length
             of the longer one.
+        predictions: (n, options) -> the most tokens of a window of n, of targets, that count in the loss.
+        labels: options -> whether texts have labels; a row then holds one text.
+        slides: options -> whether a window's targets may be scored in part.
+        whole: every token of the text is predicted once.
+        sees: what a prediction may know: 'before' it, that and the 'prefix', what is of lower 'ranks', or
+            'both' sides of it.
+        measured: what the loss is of, for a report; '' where `whole` says it.
     """
 
     function: Callable[..., dict[str, np.ndarray]]
@@ -65,6 +73,12 @@ class Objective:
     needs: frozenset[str] = frozenset()
     sentinels: Callable[[int, Spec], int] = lambda n, spec: 0
     takes_pair: bool = False
+    predictions: Callable[[int, ObjectiveConfig], int] = lambda n, options: n
+    labels: Callable[[ObjectiveConfig], bool] = lambda options: False
+    slides: Callable[[ObjectiveConfig], bool] = lambda options: False
+    whole: bool = False
+    sees: str = 'before'
+    measured: str = ''
 
 
 DECODER, ENCODER = frozenset({'decoder'}), frozenset({'encoder'})
@@ -72,17 +86,56 @@ ENCODER_DECODER = frozenset({'encoder_decoder'})
 MASK, SENTINELS = frozenset({'mask'}), frozenset({'sentinels'})
 
 OBJECTIVES: dict[str, Objective] = {
-    'causal': Objective(causal, DECODER, lambda n, spec: (n - 1, 0), least=2, overlap=1),
-    'prefix': Objective(prefix, DECODER, lambda n, spec: (n - 1, 0), least=3, overlap=1),
+    'causal': Objective(
+        causal,
+        DECODER,
+        lambda n, spec: (n - 1, 0),
+        least=2,
+        overlap=1,
+        slides=lambda options: True,
+        whole=True,
+    ),
+    'prefix': Objective(
+        prefix,
+        DECODER,
+        lambda n, spec: (n - 1, 0),
+        least=3,
+        overlap=1,
+        slides=lambda options: True,
+        sees='prefix',
+        measured='These stand after a prefix of random length.',
+    ),
     'masked': Objective(
         masked,
         ENCODER,
         lambda n, spec: (n + 3 * bool(spec.options.pairs), 0),
         least=4,
         needs=MASK,
+        predictions=most_masked,
+        labels=lambda options: bool(options.pairs),
+        slides=lambda options: not options.pairs,
+        sees='both',
+        measured='These are the masked ones, which see all that is not masked.',
     ),
-    'permutation': Objective(permutation, ENCODER, lambda n, spec: (n, 0), least=4),
-    'replaced': Objective(replaced, ENCODER, lambda n, spec: (n, 0), least=4, needs=MASK),
+    'permutation': Objective(
+        permutation,
+        ENCODER,
+        lambda n, spec: (n, 0),
+        least=4,
+        predictions=lambda n, options: n // options.partial + 2,  # The last context rounds up.
+        sees='ranks',
+        measured='These come in a random order, and see what came before them in it.',
+    ),
+    'replaced': Objective(
+        replaced,
+        ENCODER,
+        lambda n, spec: (n, 0),
+        least=4,
+        needs=MASK,
+        predictions=most_masked,
+        sees='both',
+        measured='These are all: for each it says whether the generator made it up, in nats a token.',
+    ),
     'span_corruption': Objective(
         span_corruption,
         ENCODER_DECODER,
@@ -90,6 +143,7 @@ OBJECTIVES: dict[str, Objective] = {
         least=4,
         needs=SENTINELS,
         sentinels=lambda n, spec: count(n, spec.options.rate, spec.options.span)[1],
+        measured='These are the hidden spans and what names them.',
     ),
     'ul2': Objective(
         ul2,
@@ -98,12 +152,23 @@ OBJECTIVES: dict[str, Objective] = {
         least=4,
         needs=SENTINELS,
         sentinels=lambda n, spec: mixture_sentinels(n, spec.options.denoisers),
+        measured='These are the hidden spans and what names them.',
     ),
     'denoising': Objective(
-        denoising, ENCODER_DECODER, lambda n, spec: (n + 1, n), least=4, needs=MASK
+        denoising,
+        ENCODER_DECODER,
+        lambda n, spec: (n + 1, n),
+        least=4,
+        needs=MASK,
+        measured='These are the whole text, rebuilt from a noised one.',
     ),
     'seq2seq': Objective(
-        seq2seq, ENCODER_DECODER, lambda n, spec: (n + 1, n + 1), least=1, takes_pair=True
+        seq2seq,
+        ENCODER_DECODER,
+        lambda n, spec: (n + 1, n + 1),
+        least=1,
+        takes_pair=True,
+        whole=True,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lm.config import ObjectiveConfig
 from lm.errors import lookup
 from lm.objectives.pairs import joined, labelled
 from lm.objectives.spans import fill, inner, place, places
@@ -144,3 +145,11 @@ def _pair(first: np.ndarray, second: np.ndarray, label: int) -> Seen:
     tokens, token_types = joined(first, second)
     known = label if len(first) and len(second) else None
     return tokens, {'token_types': token_types, **labelled(known, len(tokens))}
+
+
+def most_masked(n: int, options: ObjectiveConfig) -> int:
+    """Returns the most tokens that are masked in a window of n."""
+    if options.max_predictions:
+        return min(n, options.max_predictions)
+    # A word, or a span, is not cut for the rate's sake.
+    return max(1, round(options.rate * n)) if options.unit == 'token' else n

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lm.config import ObjectiveConfig
-from lm.tokenizer import Vocabulary
+from lm.vocabulary import Vocabulary
 
 # (rng, n) -> at most n tokens of a window of a random other document, int [<= n].
 Draw = Callable[[np.random.Generator, int], np.ndarray]

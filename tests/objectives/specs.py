@@ -9,7 +9,8 @@ import numpy as np
 from configs import base
 from lm import config
 from lm.objectives import Spec
-from lm.tokenizer import BOS, EOS, Vocabulary
+from lm.tokenizer import BOS, EOS
+from lm.vocabulary import Vocabulary
 
 OPTIONS = config.parse(base.get_config()).objective
 

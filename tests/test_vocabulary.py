@@ -1,0 +1,61 @@
+"""Where words and sentences end in the ids of each tokenizer, and the ids that objectives add."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lm import tokenizer, vocabulary
+from tests.test_tokenizer import SPEC, TEXT, make
+
+
+def words(kind, text):
+    """The text, cut where `word_starts` says that words start."""
+    made = make(kind, text + TEXT)
+    ids, pieces = made.encode(text), made.pieces()
+    starts = vocabulary.build(made, SPEC).word_starts(ids)
+    parts = []
+    for i, start in zip(ids, starts, strict=True):
+        parts += [b''] * bool(start)
+        parts[-1] += pieces[i - 4]
+    return [part.decode() for part in parts]
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_words_start_where_letters_do(kind):
+    text = "Two cats, 12 dogs\n\tde\u0301ja\u0300's\n一日一善"
+    expected = ['Two', 'cats', ',', '12', 'dogs', '\n', '\t', 'de\u0301ja\u0300', "'", 's', '\n']
+    found = [word.strip(' ') for word in words(kind, text)]
+    # A space is a word, or the beginning of the next one.
+    assert [word for word in found if word] == [*expected, *'一日一善']
+
+
+def test_words_of_bytes_by_hand():
+    assert words('bytes', 'ab c') == ['ab', ' ', 'c']
+    assert words('chars', 'ab c') == ['ab', ' ', 'c']
+
+
+@pytest.mark.parametrize('kind', tokenizer.KINDS)
+def test_sentences_end_where_they_do(kind):
+    made = make(kind)
+    found = vocabulary.build(made, SPEC)
+    ends = [piece for piece, end in zip(made.pieces(), found.ends_sentence[4:], strict=True) if end]
+    assert b'.' in ends
+    assert b'\n' in ends
+    assert ('。'.encode() in ends) == (kind == 'chars')  # The others have it as bytes.
+    assert b',' not in ends
+    for piece in ends:
+        assert b'\n' in piece or piece.decode()[-1] in '.!?。．｡！？'
+
+
+def test_mask_and_sentinels_come_after_the_tokenizers_ids():
+    made = make('bytes')
+    found = vocabulary.build(made, SPEC)
+    assert (found.size, found.mask, found.sentinels) == (260, -1, ())
+    assert found.total == 260
+    more = dataclasses.replace(SPEC, mask=True, sentinels=2)
+    found = vocabulary.build(made, more)
+    assert (found.size, found.mask, found.sentinels) == (260, 260, (261, 262))
+    assert found.total == len(found.starts_word) == 263
+    assert found.word_starts(np.array([69, 70, 260, 70, 261])).tolist() == [1, 0, 1, 1, 1]
+    assert made.decode([69, 260, 261, 262]) == 'A'
