@@ -36,9 +36,9 @@ def get_config() -> ConfigDict:
     config.schedule.kind = 'linear'
     config.schedule.warmup_steps = 100
     config.schedule.final_scale = 0.0
-    config.train.steps = 2400
-    config.train.eval_every = 200
-    config.checkpoint.every = 100
+    config.train.steps = 1900
+    config.train.eval_every = 190
+    config.checkpoint.every = 95
     config.checkpoint.keep = 8
     config.eval.beams = 4
     config.generate.samples = 1
