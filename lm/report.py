@@ -170,7 +170,7 @@ def method(config: Mapping[str, Any]) -> str:
     length, stride = config['data']['length'], config['eval']['stride']
     name = config['objective']['name']
     objective = OBJECTIVES[name]
-    if objective.takes_pair:
+    if objective.writes:
         return (
             'Of the targets, given their sources, with every token scored once, that of the end too: '
             'perplexity = exp(total nats / total tokens); bits per byte and word perplexity are of the '
