@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class Run:
     learning_rate: optax.Schedule
     objective: Objective
     task: str = ''
-    others: Mapping[str, 'Run'] = types.MappingProxyType({})
+    others: Mapping[str, 'Run'] | None = None
 
     @property
     def tasks(self) -> Mapping[str, 'Run']:

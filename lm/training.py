@@ -124,6 +124,7 @@ class Loop:
         fetched, batches are put on the device ahead, and checkpoints are written in the background.
         """
         config, step = self.config, self.start
+        self.since = {name: [*sums] for name, sums in data_state.get('since', {}).items()}
         items = mesh.prefetch(
             self.mixture.items(data_state),
             config.data.prefetch,
@@ -162,11 +163,16 @@ class Loop:
                     with self.meter.pause():
                         loss = self.evaluate(state, step) if evaluates else None
                         if saves:
-                            self.checkpoints.save(step, state, self.mixture.state(item), loss)
+                            self.checkpoints.save(step, state, self.data_state(item), loss)
             if stops:
                 self.progress.note(f'Asked to stop: saving step {step}.')
             self.checkpoints.wait()
         return state, step
+
+    def data_state(self, item: Item) -> dict[str, Any]:
+        """Returns what a checkpoint keeps besides the state of the step (JSON)."""
+        since = {name: [*sums] for name, sums in self.since.items()}
+        return self.mixture.state(item) | ({'since': since} if since else {})
 
     def ends(self, step: int) -> bool:
         """Returns whether this is the last step."""
