@@ -33,13 +33,17 @@ def get_config() -> ConfigDict:
             #                                 line gives the names)
             #   jsonl:GLOB#A,B                two fields
             #   tfds:NAME[/CONFIG]#en,de      two fields
-            # Of records (tsv, csv, jsonl) also with a label: #FIELD=LABEL, #A,B=LABEL.
+            # Of records (tsv, csv, jsonl) also with a label: #FIELD=LABEL, #A,B=LABEL; and two fields as
+            # one text: #A+B,C.
             # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
             'train': 'builtin:pydocs[train]',  # str.
             'valid': 'builtin:pydocs[valid]',  # str. '' = no validation.
             'test': 'builtin:pydocs[test]',  # str. '' = no test split.
+            # str. Stands before the source of each pair, and tells a model of several tasks what to
+            # do (T5): 'translate English to German: ', with the space.
+            'prefix': '',
             # str: file | paragraph | line. What one document is in plain text. No token attends to
             # another document.
             'document': 'file',

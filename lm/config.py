@@ -27,6 +27,7 @@ class DataConfig:
     train: str
     valid: str
     test: str
+    prefix: str
     document: str
     length: int
     source_length: int

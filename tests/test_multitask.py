@@ -107,6 +107,27 @@ def test_a_run_that_was_stopped_ends_as_another(mode, rates, stop, tmp_path, mon
 
 
 @pytest.mark.slow
+def test_text_to_text(tmp_path):
+    """One encoder-decoder learns two things that only prefixes tell apart."""
+    tasks = {
+        'upper': {'data': {'train': '#0,1', 'valid': '#0,1', 'prefix': 'upper: '}},
+        'cats': {'data': {'train': '#0,2', 'valid': '#0,2', 'prefix': 'cats: '}},
+    }
+    config = make_config(
+        tmp_path,
+        tasks,
+        objective={'name': 'seq2seq'},
+        model={'architecture': 'encoder_decoder', 'attention': ('causal',), 'token_types': 0},
+        data={'packing': True},
+    )
+    report = lm.train(config, tmp_path / 'run')
+    assert set(report['splits']) == {'upper valid', 'cats valid'}
+    assert {'upper valid, greedy', 'cats valid, greedy'} <= set(report['tasks'])
+    lines = (tmp_path / 'run/predictions/cats.valid.greedy.jsonl').read_text().splitlines()
+    assert json.loads(lines[0])['source'].startswith('cats: ')
+
+
+@pytest.mark.slow
 def test_all_tasks_are_learnt(tmp_path):
     config = make_config(
         tmp_path, steps=60, multitask={'mode': 'joint'}, optimizer={'learning_rate': 1e-2}

@@ -98,7 +98,26 @@ def parse(text: str, data: DataConfig) -> Source:
     if not where:
         raise InputError(f"source '{text}' says no place after '{kind}:'.")
     maker = lookup(KINDS, kind, f"the kind of the source '{text}'")
-    return maker(Spec(text, kind, where, field, part), data)
+    made = maker(Spec(text, kind, where, field, part), data)
+    return _prefixed(made, data.prefix) if data.prefix else made
+
+
+def _prefixed(source: Source, prefix: str) -> Source:
+    """Returns the pairs with a prefix before their first texts."""
+    if not source.paired:
+        raise InputError(
+            f"config.data.prefix = '{prefix}' stands before the sources of pairs, and "
+            f"'{source.spec}' is of single texts; set it to ''."
+        )
+
+    def read() -> Iterator[Document]:
+        for number, document in enumerate(source.read()):
+            first = number % 2 == 0
+            yield document._replace(text=prefix + document.text) if first else document
+
+    return dataclasses.replace(
+        source, read=read, identity=lambda: ['prefix', prefix, source.identity()]
+    )
 
 
 def _split_brackets(text: str) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Files of records, a line each: columns between tabs (TSV) or commas (CSV), or JSON objects.
 
 What is read of a record is written behind a `#`: `#text` a text, `#en,de` a pair of texts, and with
-`=LABEL` at its end a label too: `#sentence=label`, `#premise,hypothesis=gold`.
+`=LABEL` at its end a label too: `#sentence=label`, `#premise,hypothesis=gold`. Fields with a `+` between
+them are read as one text: `#question+context,answer`.
 """
 
 import csv
@@ -13,6 +14,14 @@ from typing import Any, NamedTuple
 from lm.data.parallel import Pair
 from lm.data.slices import Document, decoded
 from lm.errors import InputError, nearest
+
+
+class Record(NamedTuple):
+    """The line that a record stands on, from 1, its fields in the order asked for, and bad bytes."""
+
+    line: int
+    values: tuple[str, ...]
+    invalid_bytes: int
 
 
 class Fields(NamedTuple):
@@ -29,15 +38,13 @@ class Fields(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """All of them, the label last."""
-        return (*self.texts, self.label) if self.label else self.texts
+        names = tuple(name for text in self.texts for name in text.split('+'))
+        return (*names, self.label) if self.label else names
 
-
-class Record(NamedTuple):
-    """The line that a record stands on, from 1, its fields in the order asked for, and bad bytes."""
-
-    line: int
-    values: tuple[str, ...]
-    invalid_bytes: int
+    def joined(self, record: Record) -> tuple[str, ...]:
+        """Returns the texts of a record."""
+        values = iter(record.values)
+        return tuple(' '.join(next(values) for _ in text.split('+')) for text in self.texts)
 
 
 def fields(text: str, place: str) -> Fields:
@@ -48,7 +55,7 @@ def fields(text: str, place: str) -> Fields:
     """
     names, equals, label = text.partition('=')
     texts = tuple(names.split(','))
-    if len(texts) > 2 or not all(texts) or bool(equals) != bool(label):
+    if len(texts) > 2 or not all('+'.join(texts).split('+')) or bool(equals) != bool(label):
         raise InputError(
             f"{place}: '#{text}' is not a text '#A', a pair '#A,B', or one of them with a label: "
             "'#A,B=LABEL'."
@@ -165,15 +172,16 @@ def texts(records: Iterator[Record], chosen: Fields, path: Path) -> Iterator[Doc
     """Yields one document a record, with its label."""
     for record in records:
         label = _label(record, chosen, path)
-        yield Document(record.values[0], record.invalid_bytes, label)
+        (text,) = chosen.joined(record)
+        yield Document(text, record.invalid_bytes, label)
 
 
 def pairs(records: Iterator[Record], chosen: Fields, path: Path) -> Iterator[Pair]:
     """Yields the two documents of each record; the second has its label."""
     for record in records:
         label = _label(record, chosen, path)
-        source = Document(record.values[0], record.invalid_bytes)
-        yield Pair(record.line, source, Document(record.values[1], 0, label))
+        source, target = chosen.joined(record)
+        yield Pair(record.line, Document(source, record.invalid_bytes), Document(target, 0, label))
 
 
 def _label(record: Record, chosen: Fields, path: Path) -> str:

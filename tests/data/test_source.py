@@ -57,11 +57,23 @@ def test_fields_and_labels(tmp_path, config_data):
 
     assert records(f'jsonl:{tmp_path}/d.jsonl#a') == [('one two', '')]
     assert records(f'jsonl:{tmp_path}/d.jsonl#b.c.1=n') == [('y', '3')]
+    assert records(f'jsonl:{tmp_path}/d.jsonl#a+n,b.c.0') == [('one two 3', ''), ('x', '')]
     assert records(f'jsonl:{tmp_path}/d.jsonl#a,b.c.0=ok') == [('one two', ''), ('x', 'True')]
     assert records(f'csv:{tmp_path}/d.csv#0,1=2') == [
         *[('a, "b"\nc', ''), ('d', '0.5')],
         *[('e', ''), ('f', '1')],
     ]
+
+
+def test_a_prefix_tells_tasks_apart(tmp_path, config_data):
+    (tmp_path / 'd.tsv').write_text('a\tA\nb\tB\n')
+    data = dataclasses.replace(config_data, prefix='upper: ')
+    made = source.parse(f'tsv:{tmp_path}/d.tsv[1:]', data)
+    assert list(made.documents()) == ['upper: b', 'B']
+    plain = source.parse(f'tsv:{tmp_path}/d.tsv[1:]', config_data)
+    assert made.fingerprint() != plain.fingerprint()
+    with pytest.raises(InputError, match='is of single texts'):
+        source.parse(f'text:{tmp_path}/d.tsv', data)
 
 
 def test_data_dir(folder, config_data, monkeypatch):
@@ -130,6 +142,7 @@ def test_fingerprint_follows_the_content_not_the_path(folder, config_data):
         ('jsonl:{}/d.jsonl#txt', "d.jsonl:1 has no field 'txt'. Did you mean 'text'"),
         ('jsonl:{}/deep.jsonl', "deep.jsonl:1: the field 'text' is not text but dict"),
         ('tsv:{}/d.tsv#0=', 'is not a text'),
+        ('tsv:{}/d.tsv#0+,1', 'is not a text'),
         ('tsv:{}/d.tsv#0=2', "d.tsv:2: the label '2' is empty"),
         ('csv:{}/d.tsv#a', "has no column 'a'"),
         ('jsonl:{}/a.txt', 'a.txt:1 is not JSON'),
