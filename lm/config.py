@@ -264,7 +264,7 @@ def tasks(config: Config) -> dict[str, Config]:
     if not config.tasks:
         return {'': config}
     found = {}
-    for name, task in config.tasks.items():
+    for name, task in sorted(config.tasks.items()):
         sections = {
             section: _parse(
                 type(getattr(config, section)),
@@ -281,12 +281,12 @@ def task_weights(config: Config) -> dict[str, tuple[float, float]]:
     """Returns the weight of each task at the first step, and at the last."""
     return {
         name: (weight := float(task.get('weight', 1.0)), float(task.get('final_weight', weight)))
-        for name, task in config.tasks.items()
+        for name, task in sorted(config.tasks.items())
     }
 
 
 def _check_tasks(config: Config) -> None:
-    for name, task in config.tasks.items():
+    for name, task in sorted(config.tasks.items()):
         place = f'config.tasks.{name}'
         if not name.isidentifier() or not isinstance(task, Mapping):
             raise InputError(
