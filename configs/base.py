@@ -248,6 +248,10 @@ def get_config() -> ConfigDict:
             # int, batches in an evaluation during training. 0 = the whole split. The evaluation at
             # the end is always of whole splits.
             'batches': 0,
+            # str: latest | best (lowest validation loss) | average:N (the mean of the parameters of the
+            # latest N, which `checkpoint.keep` must keep; Vaswani et al. 2017 take 5). What is evaluated at
+            # the end, and loaded where nothing else is asked for.
+            'checkpoint': 'latest',
             # Translations (objective seq2seq) are made greedily and by beam search, and measured by
             # sacreBLEU, at the end.
             'beams': 4,  # int. Texts that beam search keeps. 0 = greedy only.

@@ -177,6 +177,7 @@ class EvalConfig:
     batch_size: int
     stride: int
     batches: int
+    checkpoint: str
     beams: int
     length_penalty: float
     bleu_tokenizer: str

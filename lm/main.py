@@ -37,7 +37,10 @@ _WORKDIR = flags.DEFINE_string(
 )
 _MODE = flags.DEFINE_string('mode', 'train', 'train | evaluate | generate | lr_find | compare.')
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'latest', 'evaluate, generate: latest | best | a step.'
+    'checkpoint',
+    '',
+    'evaluate, generate: latest | best | average:N (the mean of the latest N) | a step. Default: '
+    'config.eval.checkpoint.',
 )
 _PROMPT = flags.DEFINE_multi_string(
     'prompt', None, "generate: text to continue; may be repeated. Default: the config's prompts."
@@ -91,11 +94,17 @@ def _train() -> None:
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
         return
-    for split, result in written['splits'].items():
-        _say(_line(split, result))
-    for task, result in written['tasks'].items():
-        _say(f'{task}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature'))
+    _say_results(written)
     _say(f'Report: {_workdir() / "report.html"}')
+
+
+def _say_results(found: dict[str, Any]) -> None:
+    for split, result in found['splits'].items():
+        _say(_line(split, result))
+    for task, result in found['tasks'].items():
+        signature = result.get('signature')
+        scores = ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature')
+        _say(f'{task}: {scores}' + (f' ({signature})' if signature else ''))
 
 
 def _line(split: str, result: dict) -> str:
@@ -113,8 +122,7 @@ def _line(split: str, result: dict) -> str:
 def _evaluate() -> None:
     from lm.evaluate import evaluate
 
-    for split, result in evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value).items():
-        _say(_line(split, result))
+    _say_results(evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value))
 
 
 def _generate() -> None:

@@ -167,6 +167,11 @@ def split_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list
 
 def method(config: Mapping[str, Any]) -> str:
     """Returns how the perplexities were computed, in words."""
+    used = config['eval']['checkpoint']
+    return _method(config) + ('' if used == 'latest' else f' Of the checkpoint `{used}`.')
+
+
+def _method(config: Mapping[str, Any]) -> str:
     length, stride = config['data']['length'], config['eval']['stride']
     name = config['objective']['name']
     objective = OBJECTIVES[name]

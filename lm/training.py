@@ -19,7 +19,8 @@ from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.data import pipeline
 from lm.errors import RunStopped
-from lm.inference import LanguageModel
+from lm.evaluate import measure
+from lm.inference import LanguageModel, chosen, parameters
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import TrainState, evaluated_params
@@ -279,18 +280,12 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     results, tasks, samples = {}, {}, []
     if finished:
         known = {'valid': loop.evaluated[step]} if step in loop.evaluated else {}
-        results = {
-            name: known[name] if name in known else perplexity(run, params, split, label=name)
-            for name, split in loop.splits.items()
-            if name != 'train'
-        }
-        if run.objective.pairs:
-            from lm import translation  # sacreBLEU takes a while to import.
-
-            names = [name for name in ('test', 'valid') if name in loop.splits][:1]
-            tasks, samples = translation.evaluate(run, params, names, workdir)
-        else:
-            samples = LanguageModel(run, params).samples(config.generate, config.seed)
+        if config.eval.checkpoint != 'latest':
+            steps = chosen(loop.checkpoints, config.eval.checkpoint, config, workdir)
+            params, known = parameters(run, loop.checkpoints, steps)[1], {}
+        splits = {name: split for name, split in loop.splits.items() if name != 'train'}
+        results, tasks, samples = measure(run, params, splits, workdir / 'predictions', known)
+        samples = samples or LanguageModel(run, params).samples(config.generate, config.seed)
     decoder = config.model.architecture == 'decoder'  # Others are not counted yet.
     flops = {
         name: throughput.flops_per_token(

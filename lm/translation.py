@@ -46,20 +46,20 @@ def translate(model: LanguageModel, texts: list[str], beams: int, label: str) ->
 
 
 def evaluate(
-    run: Run, params: Any, names: Iterable[str], workdir: Path
+    run: Run, params: Any, names: Iterable[str], folder: Path
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
     """Translates splits of pairs greedily and by beam search, and measures against the targets.
 
-    What was made is kept in `predictions/SPLIT.HOW.jsonl`: `source`, `target`, `prediction`.
+    What was made is kept in `folder/SPLIT.HOW.jsonl`: `source`, `target`, `prediction`.
 
     Args:
         run: its objective is `seq2seq`.
         params: the parameters to evaluate.
         names: of splits.
-        workdir: the run's.
+        folder: is made where it is not there.
 
     Returns:
-        `{'SPLIT, HOW': {'bleu', 'chrf', 'signature'}}`, and some pairs as samples of a report.
+        `{'SPLIT, HOW': measured(...)}`, and some pairs as samples of a report.
     """
     config, model = run.config, LanguageModel(run, params)
     results, samples = {}, []
@@ -75,8 +75,7 @@ def evaluate(
                 for s, t, p in zip(sources, targets, made, strict=True)
             ]
             if jax.process_index() == 0:
-                path = workdir / 'predictions' / f'{name}.{way.replace(" ", "")}.jsonl'
-                path.parent.mkdir(exist_ok=True)
+                path = folder / f'{name}.{way.replace(" ", "")}.jsonl'
                 text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
                 atomic_write(path, text)
             step = max(1, len(lines) // _SHOWN)
