@@ -174,18 +174,16 @@ def test_an_average_is_not_of_the_best_that_is_far_back(workdir, tmp_path):
 
 
 def test_the_config_says_what_is_evaluated_and_loaded(workdir, tmp_path):
-    """A finished run that is started again with another `eval.checkpoint` reports that one."""
-    shutil.copytree(workdir, tmp_path / 'run')
     expected = evaluate(workdir, 'average:2')
     assert expected['checkpoint'] == 'average:2'
     assert expected['splits'] != evaluate(workdir)['splits']
     config = lm.get_config('base', **json.loads((workdir / 'config.json').read_text()))
     config.eval.checkpoint = 'average:2'
-    written = lm.train(config, tmp_path / 'run')
-    assert written['splits'] == expected['splits']
-    assert 'Of the checkpoint `average:2`.' in (tmp_path / 'run' / 'report.md').read_text()
-    assert evaluate(tmp_path / 'run')['splits'] == expected['splits']
-    assert evaluate(tmp_path / 'run', 'latest')['splits'] != expected['splits']
+    again = tmp_path / 'run'
+    assert lm.train(config, again)['splits'] == expected['splits']
+    assert 'Of the checkpoint `average:2`.' in (again / 'report.md').read_text()
+    assert evaluate(again)['splits'] == expected['splits']
+    assert evaluate(again, 'latest')['splits'] != expected['splits']
 
 
 @pytest.mark.parametrize(
