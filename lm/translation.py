@@ -1,19 +1,17 @@
 """What a model makes of the sources of a split, and how close it comes to the targets."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lm import metrics
+from lm import metrics, predictions
 from lm import run as runs
 from lm.data import source
 from lm.inference import LanguageModel
 from lm.perplexity import bar
 from lm.run import Run
-from lm.writer import atomic_write
 
 _SHOWN = 20  # Pairs in a report.
 
@@ -50,7 +48,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
     """Translates splits of pairs greedily and by beam search, and measures against the targets.
 
-    What was made is kept in `folder/SPLIT.HOW.jsonl`: `source`, `target`, `prediction`.
+    What was made is kept in the folder by `lm.predictions.write`.
 
     Args:
         run: its objective is `seq2seq`.
@@ -75,9 +73,7 @@ def evaluate(
                 for s, t, p in zip(sources, targets, made, strict=True)
             ]
             if jax.process_index() == 0:
-                path = folder / f'{name}.{way.replace(" ", "")}.jsonl'
-                text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-                atomic_write(path, text)
+                predictions.write(folder, f'{name}, {way}', lines)
             step = max(1, len(lines) // _SHOWN)
             samples = [_sample(**line) for line in lines[::step][:_SHOWN]]
     return results, samples

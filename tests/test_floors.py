@@ -28,6 +28,7 @@ FLOORS = [
         'report',
         'compare',
         'page',
+        'predictions',
     },
     {'main'},
 ]
