@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from lm import page
 from lm.errors import InputError
-from lm.page import number
 from lm.writer import atomic_write
 
 Line = dict[str, str]
@@ -95,8 +94,9 @@ def compare(
         found.notes.append(
             'Translations are compared with those of the first run by paired bootstrap resampling '
             f'(Koehn 2004; {_SAMPLES:,} samples): the difference with its 95 % interval, and p of the '
-            f'hypothesis that both runs are equally good. {"; ".join(sorted(signatures))}.'
+            'hypothesis that both runs are equally good.'
         )
+        found.notes.append('; '.join(sorted(signatures)))
     return found
 
 
@@ -157,7 +157,7 @@ def _table(
                 _score(result['b'], best),
                 f'{result["difference"]:+.2f}',
                 f'[{low:+.2f}, {high:+.2f}]',
-                number(result['p']),
+                f'{result["p"]:.3f}',
             ]
     return task, head, rows
 
