@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
             # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
+            # Several are joined by ' + ': `tsv:a.tsv + tsv:b.tsv`. One that is named twice counts twice.
             'train': 'builtin:pydocs[train]',  # str.
             'valid': 'builtin:pydocs[valid]',  # str. '' = no validation.
             'test': 'builtin:pydocs[test]',  # str. '' = no test split.
@@ -67,6 +68,9 @@ def get_config() -> ConfigDict:
             'byte_fallback': True,
             # int, bytes. Sentencepiece is trained on at most so much, spread over the training text.
             'train_bytes': 20_000_000,
+            # tuple of str, without white space: texts that are one token each, wherever they stand, such
+            # as tags: ('<BT>',). Only read when sentencepiece is trained.
+            'symbols': (),
             # Ids after the tokenizer's own, for objectives that hide text: the model's vocabulary
             # grows by them.
             'mask': False,  # bool. A mask token, as in BERT, BART and ELECTRA.

@@ -48,6 +48,7 @@ class TokenizerConfig:
     vocab_size: int
     byte_fallback: bool
     train_bytes: int
+    symbols: tuple[str, ...]
     mask: bool
     sentinels: int
 

@@ -22,6 +22,7 @@ FLOORS = [
         'training',
         'perplexity',
         'translation',
+        'back_translation',
         'inference',
         'evaluate',
         'lr_find',

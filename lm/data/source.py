@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import gzip
 import hashlib
+import itertools
 import json
 import lzma
 import os
@@ -85,12 +86,14 @@ class Spec(NamedTuple):
 
 
 def parse(text: str, data: DataConfig) -> Source:
-    """Returns the source that a string of the config names.
+    """Returns the source that a string of the config names; ` + ` stands between several.
 
     Raises:
-        InputError: the string has another form, its kind or split is not known, or it names files
-            that do not exist.
+        InputError: the string has another form, its kind or split is not known, it names files that do
+            not exist, or some of several are of pairs and some are not.
     """
+    if len(parts := text.split(' + ')) > 1:
+        return _one_after_the_other(text, [parse(part, data) for part in parts])
     kind, colon, rest = text.partition(':')
     if not colon:
         raise InputError(f"source '{text}' has no kind; write KIND:WHERE, such as 'text:{text}'.")
@@ -100,6 +103,25 @@ def parse(text: str, data: DataConfig) -> Source:
         raise InputError(f"source '{text}' says no place after '{kind}:'.")
     maker = lookup(KINDS, kind, f"the kind of the source '{text}'")
     return maker(Spec(text, kind, where, field, part), data)
+
+
+def _one_after_the_other(text: str, parts: list[Source]) -> Source:
+    """Returns the documents of several sources as those of one."""
+    if len({part.paired for part in parts}) > 1:
+        pairs, single = (
+            next(p.spec for p in parts if p.paired == paired) for paired in (True, False)
+        )
+        raise InputError(
+            f"source '{text}': '{pairs}' is of pairs and '{single}' of single texts; only sources of the "
+            "same can be joined by ' + '."
+        )
+    return Source(
+        text,
+        lambda: itertools.chain.from_iterable(part.records() for part in parts),
+        lambda: ['one after the other', *(part.fingerprint() for part in parts)],
+        Slice(),
+        parts[0].paired,
+    )
 
 
 def _split_brackets(text: str) -> tuple[str, str]:
