@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
             # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
+            # Several are joined by ' + ': `tsv:a.tsv + tsv:b.tsv`. One that is named twice counts twice.
             'train': 'builtin:pydocs[train]',  # str.
             'valid': 'builtin:pydocs[valid]',  # str. '' = no validation.
             'test': 'builtin:pydocs[test]',  # str. '' = no test split.
@@ -73,6 +74,9 @@ def get_config() -> ConfigDict:
             'byte_fallback': True,
             # int, bytes. Sentencepiece is trained on at most so much, spread over the training text.
             'train_bytes': 20_000_000,
+            # tuple of str, without white space: texts that are one token each, wherever they stand, such
+            # as tags: ('<BT>',). Only read when sentencepiece is trained.
+            'symbols': (),
             # Ids after the tokenizer's own, for objectives that hide text: the model's vocabulary
             # grows by them.
             'mask': False,  # bool. A mask token, as in BERT, BART and ELECTRA.
@@ -284,6 +288,10 @@ def get_config() -> ConfigDict:
             # int, batches in an evaluation during training. 0 = the whole split. The evaluation at
             # the end is always of whole splits.
             'batches': 0,
+            # str: latest | best (lowest validation loss) | average:N (the mean of the parameters of the
+            # latest N, which `checkpoint.keep` must keep; Vaswani et al. 2017 take 5). What is evaluated at
+            # the end, and loaded where nothing else is asked for.
+            'checkpoint': 'latest',
             # Translations (objective seq2seq) are made greedily and by beam search, and measured by
             # sacreBLEU, at the end.
             'beams': 4,  # int. Texts that beam search keeps. 0 = greedy only.

@@ -14,6 +14,7 @@ import errno
 import functools
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,12 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     ):
         registry.add(item, kind, handler)
     return registry
+
+
+def averaged(name: str) -> int:
+    """Returns N of `average:N`, the name of the mean of the latest N checkpoints; 0 of other names."""
+    match = re.fullmatch(r'average:([1-9]\d*)', name)
+    return int(match[1]) if match else 0
 
 
 class Checkpoints:
@@ -203,7 +210,7 @@ class Checkpoints:
         """
         self.wait()
         steps = self.steps if step is None else [step]
-        if steps:
+        if steps and self._fingerprint is None:
             self.prepare(shapes)
         broken: dict[int, str] = {}
         for candidate in reversed(steps):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import page
+from lm import page, predictions
 from lm.config import flatten
 from lm.errors import InputError, nearest
 from lm.page import number, text
@@ -21,6 +21,8 @@ _MEASURES = (
     ('bits_per_byte', 'bits/byte', True),
     ('word_perplexity', 'word perplexity', True),
 )
+
+Table = tuple[str, list[str], list[list[str]]]  # Title, head and rows.
 
 
 def compare(workdirs: Sequence[str | Path], output: str | Path) -> str:
@@ -45,8 +47,9 @@ def compare(workdirs: Sequence[str | Path], output: str | Path) -> str:
     same_tokenizer = len({_tokenizer(f, r) for f, r in zip(folders, runs, strict=True)}) == 1
     splits = list(dict.fromkeys(split for run in runs for split in run['splits']))
     same_text = {split: _same(runs, lambda run, s=split: _size(run, s)) for split in splits}
-    tables = _tables(labels, runs, same_tokenizer, same_text)
-    notes = _notes(runs, same_tokenizer, same_text)
+    translated = predictions.compare(folders, labels, runs)
+    tables = _tables(labels, runs, same_tokenizer, same_text, translated.tables)
+    notes = _notes(runs, same_tokenizer, same_text) + translated.notes
     output = Path(output)
     content = {
         'runs': [
@@ -57,6 +60,7 @@ def compare(workdirs: Sequence[str | Path], output: str | Path) -> str:
             key: dict(zip(labels, values, strict=True))
             for key, values in _differing_keys(runs).items()
         },
+        'translations': translated.content,
         'notes': notes,
     }
     atomic_write(output / 'compare.json', json.dumps(plain(content), indent=2) + '\n')
@@ -152,8 +156,9 @@ def _tables(
     runs: Sequence[Mapping[str, Any]],
     same_tokenizer: bool,
     same_text: Mapping[str, bool],
-) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Returns title, head and rows: one table a split, one of the runs, one of differing keys."""
+    translated: Sequence[Table],
+) -> list[Table]:
+    """Returns one table a split, those of translations, one of the runs, one of differing keys."""
     tables = []
     for split, same in same_text.items():
         columns = [list(labels)]
@@ -164,6 +169,7 @@ def _tables(
             columns.append([number(v) + '*' * (v is not None and v == best) for v in values])
         head = ['run', *(name for _, name, _ in _MEASURES)]
         tables.append((split, head, [list(row) for row in zip(*columns, strict=True)]))
+    tables += translated
     rows = [
         [
             label,

@@ -49,6 +49,7 @@ class TokenizerConfig:
     vocab_size: int
     byte_fallback: bool
     train_bytes: int
+    symbols: tuple[str, ...]
     mask: bool
     sentinels: int
 
@@ -180,6 +181,7 @@ class EvalConfig:
     batch_size: int
     stride: int
     batches: int
+    checkpoint: str
     beams: int
     length_penalty: float
     bleu_tokenizer: str

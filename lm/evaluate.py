@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -11,47 +12,135 @@ from ml_collections import ConfigDict
 from lm import config as configs
 from lm import mesh
 from lm import run as runs
+from lm.data.features import TokenizedSplit
+from lm.errors import InputError
 from lm.inference import load
 from lm.perplexity import perplexity
+from lm.run import Run
 from lm.writer import plain
 
 
+class Measured(NamedTuple):
+    """What is known of parameters.
+
+    Attributes:
+        splits: by split, what `lm.perplexity.perplexity` returns.
+        tasks: by split and way, what `lm.translation.measured` returns; and what is predicted of texts.
+        samples: for a report.
+    """
+
+    splits: dict[str, dict[str, Any]]
+    tasks: dict[str, dict[str, Any]]
+    samples: list[dict[str, str]]
+
+
+def measure(
+    run: Run,
+    params: Any,
+    splits: Mapping[str, Mapping[str, TokenizedSplit]],
+    folder: Path,
+    known: Mapping[str, Mapping[str, dict[str, Any]]],
+) -> Measured:
+    """Returns the perplexity of whole splits; what is predicted of texts; how good translations are.
+
+    Args:
+        run: the run.
+        params: the parameters to evaluate.
+        splits: by task, to evaluate. Translated is `test`, or `valid` where it is not among them.
+        folder: for the translations.
+        known: by task and split, what was measured before.
+    """
+    found = Measured({}, {}, [])
+    for task, part in run.tasks.items():
+        results = found.tasks if part.objective.of_texts else found.splits
+        prefix = f'{task} ' if task else ''
+        for name, split in splits[task].items():
+            label, before = f'{prefix}{name}', known.get(task, {})
+            results[label] = before.get(name) or perplexity(part, params, split, label=label)
+        if part.objective.writes:
+            from lm import translation  # sacreBLEU takes a while to import.
+
+            names = [name for name in ('test', 'valid') if name in splits[task]][:1]
+            made, samples = translation.evaluate(part, params, names, folder / task)
+            found.tasks.update({f'{prefix}{name}': values for name, values in made.items()})
+            found.samples.extend(samples)
+    return found
+
+
+def _changed(run: Run, config: configs.Config) -> Run:
+    """Returns the run with another config's `eval`, and its splits.
+
+    Raises:
+        InputError: the configs have other tasks, or the batch does not fit the mesh.
+    """
+    parts = configs.tasks(config)
+    if set(parts) != set(run.tasks):
+        raise InputError(
+            f'the run has the tasks {sorted(run.tasks)}, and --config has {sorted(parts)}.'
+        )
+
+    def changed(part: Run, new: configs.Config) -> Run:
+        data = dataclasses.replace(part.config.data, valid=new.data.valid, test=new.data.test)
+        part = dataclasses.replace(
+            part, config=dataclasses.replace(part.config, eval=new.eval, data=data)
+        )
+        rows, length = runs.evaluation_rows(part.config), data.length
+        mesh.check_batch(rows, length, 1, run.mesh, 'config.eval.batch_size')
+        return part
+
+    others = {task: changed(part, parts[task]) for task, part in (run.others or {}).items()}
+    return dataclasses.replace(changed(run, config), others=others or None)
+
+
 def evaluate(
-    workdir: str | Path, checkpoint: str | int = 'latest', config: ConfigDict | None = None
-) -> dict[str, dict[str, Any]]:
-    """Returns the perplexity of each evaluation split of a run, whole.
+    workdir: str | Path, checkpoint: str | int = '', config: ConfigDict | None = None
+) -> dict[str, Any]:
+    """Returns the perplexity of each evaluation split of a run, whole, and of one the BLEU.
 
     Args:
         workdir: the run's folder. The result is added to its `evaluations.jsonl`, with the checkpoint
-            and the settings; the report stays that of the end of training.
-        checkpoint: `latest`, `best` (lowest validation loss) or a step.
+            and the settings, and translations are kept beside those of the end of training, to which
+            the report and these belong.
+        checkpoint: as `lm.load` takes it.
         config: where given, its `eval` section is used instead of the run's, and its splits.
+
+    Returns:
+        The line of `evaluations.jsonl`: `checkpoint` and its `step`, `eval`, `sources`, `splits`, `tasks`,
+        and `predictions`, the folder of the translations or None.
 
     Raises:
         InputError: there is no such run or checkpoint.
     """
     workdir = Path(workdir)
+    new = None if config is None else configs.parse(config)
+    if new:
+        checkpoint = str(checkpoint) or new.eval.checkpoint
     model = load(workdir, checkpoint)
     run = model.run
-    if config is not None:
-        new = configs.parse(config)
-        data = dataclasses.replace(run.config.data, valid=new.data.valid, test=new.data.test)
-        run = dataclasses.replace(
-            run, config=dataclasses.replace(run.config, eval=new.eval, data=data)
-        )
-        rows, length = runs.evaluation_rows(run.config), data.length
-        mesh.check_batch(rows, length, 1, run.mesh, 'config.eval.batch_size')
-    splits = runs.tokenized_splits(run.config, run.tokenizer, ('valid', 'test'))
-    results = {
-        name: perplexity(run, model.params, split, label=name) for name, split in splits.items()
+    if new:
+        run = _changed(run, new)
+    splits = {
+        task: runs.tokenized_splits(part.config, part.tokenizer, ('valid', 'test'))
+        for task, part in run.tasks.items()
+    }
+    path = workdir / 'evaluations.jsonl'
+    earlier = len(path.read_text().splitlines()) if path.exists() else 0
+    folder = workdir / 'predictions' / f'evaluation{earlier + 1}'
+    found = measure(run, model.params, splits, folder, {})
+    line = {
+        'checkpoint': str(checkpoint) or run.config.eval.checkpoint,
+        'step': model.step,
+        'eval': dataclasses.asdict(run.config.eval),
+        'sources': {
+            f'{task} {name}'.lstrip(): split.spec
+            for task, parts in splits.items()
+            for name, split in parts.items()
+        },
+        'splits': found.splits,
+        'tasks': found.tasks,
+        'predictions': str(folder.relative_to(workdir)) if found.tasks else None,
     }
     if jax.process_index() == 0:
-        line = {
-            'step': model.step,
-            'eval': dataclasses.asdict(run.config.eval),
-            'sources': {name: getattr(run.config.data, name) for name in results},
-            'splits': results,
-        }
-        with open(workdir / 'evaluations.jsonl', 'a', encoding='utf-8') as file:
+        with open(path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(plain(line)) + '\n')
-    return results
+    return line

@@ -11,7 +11,7 @@ import numpy as np
 from lm import beam, decode, mesh
 from lm import config as configs
 from lm import run as runs
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import Checkpoints, averaged
 from lm.config import GenerateConfig
 from lm.data import features
 from lm.errors import InputError
@@ -188,49 +188,95 @@ def _logits(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
 _logits = jax.jit(_logits, static_argnums=0)
 
 
-def load(workdir: str | Path, checkpoint: str | int = 'latest') -> LanguageModel:
+def load(workdir: str | Path, checkpoint: str | int = '') -> LanguageModel:
     """Returns the model of a workdir.
 
     Args:
         workdir: of a run that saved at least one checkpoint.
-        checkpoint: `latest`, `best` (lowest validation loss) or a step.
+        checkpoint: `latest`, `best` (lowest validation loss), `average:N` (the mean of the parameters of
+            the latest N) or a step; '' is what `config.eval.checkpoint` says.
 
     Raises:
         InputError: there is no such run or checkpoint.
     """
     workdir = Path(workdir)
     config = configs.parse(runs.read_config(workdir))
-    step = _step(workdir, config, checkpoint)
-    try:
-        device_mesh = runs.check_mesh(config)
-    except InputError:  # trained on other devices than there are here
-        device_mesh = mesh.one_device()
-    run = runs.build(config, runs.build_tokenizer(config, workdir), device_mesh)
+    checkpoint = str(checkpoint) or config.eval.checkpoint
+    if not (workdir / 'checkpoints').is_dir():
+        raise InputError(f"workdir '{workdir}' holds no checkpoint yet.")
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
-        step, state, _ = checkpoints.restore(run.steps.shapes, step)
-    return LanguageModel(run, evaluated_params(state), step)
+        steps = chosen(checkpoints, checkpoint, config, workdir)
+        try:
+            device_mesh = runs.check_mesh(config)
+        except InputError:  # trained on other devices than there are here
+            device_mesh = mesh.one_device()
+        run = runs.build(config, runs.build_tokenizer(config, workdir), device_mesh)
+        step, params = parameters(run, checkpoints, steps)
+    return LanguageModel(run, params, step)
 
 
-def _step(workdir: Path, config: configs.Config, checkpoint: str | int) -> int | None:
-    """Returns the step of `latest` (None), `best` or a number, once it is known to be there."""
-    steps: list[int] = []
-    if (workdir / 'checkpoints').is_dir():
-        with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
-            steps, best = checkpoints.steps, checkpoints.best
+def chosen(
+    checkpoints: Checkpoints, name: str, config: configs.Config, workdir: Path
+) -> list[int] | None:
+    """Returns the steps of the checkpoints that a name stands for, ascending; None for the latest.
+
+    Args:
+        checkpoints: of the run.
+        name: `latest`, `best`, `average:N` or a step.
+        config: the run's; `checkpoint.keep` is read.
+        workdir: what messages call it.
+
+    Raises:
+        InputError: it stands for none, or there are fewer than N.
+    """
+    steps = checkpoints.steps
     if not steps:
         raise InputError(f"workdir '{workdir}' holds no checkpoint yet.")
-    if checkpoint == 'latest':
+    if name == 'latest':
         return None
-    if checkpoint == 'best':
-        if best is None:
+    if name == 'best':
+        if checkpoints.best is None:
             raise InputError(
                 f"checkpoint 'best' is not in '{workdir}': no validation loss was measured at any of "
                 f'its checkpoints ({", ".join(map(str, steps))}).'
             )
-        return best
-    if str(checkpoint).isdigit() and int(checkpoint) in steps:
-        return int(checkpoint)
+        return [checkpoints.best]
+    if count := averaged(name):
+        latest = steps[-config.checkpoint.keep :]  # Of the others, the best may be far back.
+        if len(latest) < count:
+            raise InputError(
+                f"checkpoint '{name}' is not in '{workdir}': of the latest checkpoints it holds "
+                f'{len(latest)} ({", ".join(map(str, latest))}). config.checkpoint.keep = '
+                f'{config.checkpoint.keep} says how many are kept, and config.checkpoint.every = '
+                f'{config.checkpoint.every} how often one is made.'
+            )
+        return latest[-count:]
+    if name.isdigit() and int(name) in steps:
+        return [int(name)]
     raise InputError(
-        f"checkpoint '{checkpoint}' is not in '{workdir}'. There are: "
+        f"checkpoint '{name}' is not in '{workdir}'. There are: "
         f'latest, best, {", ".join(map(str, steps))}.'
     )
+
+
+def parameters(run: Run, checkpoints: Checkpoints, steps: list[int] | None) -> tuple[int, Any]:
+    """Returns the latest of the steps, and the mean of the parameters after each.
+
+    The mean of checkpoints near the end of training is often better than the last one (Vaswani et al.
+    2017, section 6.1, who take 5). It is the float32 sum, from the first to the last, divided by their
+    number: of one checkpoint, what it holds.
+
+    Args:
+        run: what the checkpoints are of.
+        checkpoints: where they are.
+        steps: ascending; None is the newest checkpoint that is whole.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    step, total = 0, None
+    for each in steps or [None]:
+        step, state, _ = checkpoints.restore(run.steps.shapes, each)
+        params = evaluated_params(state)
+        total = params if total is None else jax.tree.map(jnp.add, total, params)
+    return step, jax.tree.map(lambda x: x / len(steps or [None]), total)

@@ -7,6 +7,7 @@ Change any key of the config (all of them are explained in configs/base.py):
 The same start again goes on where the last one ended. Then, on what it trained:
   python -m lm.main --workdir=runs/quickstart --mode=evaluate
   python -m lm.main --workdir=runs/quickstart --mode=generate --prompt="Return the"
+  python -m lm.main --workdir=runs/de_en --mode=translate --source=text:mono.de --output=synthetic.tsv
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
@@ -35,15 +36,37 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', '', 'Folder of the run. Default: runs/ and the name of the config file.'
 )
-_MODE = flags.DEFINE_string('mode', 'train', 'train | evaluate | generate | lr_find | compare.')
+_MODE = flags.DEFINE_string(
+    'mode', 'train', 'train | evaluate | generate | translate | lr_find | compare.'
+)
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'latest', 'evaluate, generate: latest | best | a step.'
+    'checkpoint',
+    '',
+    'evaluate, generate, translate: latest | best | average:N (the mean of the latest N) | a step. '
+    'Default: config.eval.checkpoint.',
 )
 _PROMPT = flags.DEFINE_multi_string(
     'prompt', None, "generate: text to continue; may be repeated. Default: the config's prompts."
 )
 _RUNS = flags.DEFINE_list('runs', [], 'compare: workdirs, separated by commas.')
-_OUTPUT = flags.DEFINE_string('output', 'runs/compare', 'compare: folder for the result.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'compare: folder for the result, runs/compare by default. translate: a .tsv file.'
+)
+_SOURCE = flags.DEFINE_string(
+    'source', '', 'translate: what, such as text:mono.de, a text a line; of pairs, the first sides.'
+)
+_METHOD = flags.DEFINE_string(
+    'method',
+    'beam',
+    'translate: beam (as config.eval says) | noised (words of it dropped, blanked and moved) | sample '
+    '(drawn from the model) | top10 (drawn from the ten likeliest tokens).',
+)
+_SWAP = flags.DEFINE_bool(
+    'swap', False, 'translate: the translation first, then the text: pairs for the other direction.'
+)
+_TAG = flags.DEFINE_string(
+    'tag', '', "translate: written before the first column, such as '<BT>' with --swap."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
 )
@@ -91,11 +114,17 @@ def _train() -> None:
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
         return
-    for split, result in written['splits'].items():
-        _say(_line(split, result))
-    for task, result in written['tasks'].items():
-        _say(f'{task}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature'))
+    _say_results(written)
     _say(f'Report: {_workdir() / "report.html"}')
+
+
+def _say_results(found: dict[str, Any]) -> None:
+    for split, result in found['splits'].items():
+        _say(_line(split, result))
+    for task, result in found['tasks'].items():
+        signature = result.get('signature')
+        scores = ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature')
+        _say(f'{task}: {scores}' + (f' ({signature})' if signature else ''))
 
 
 def _line(split: str, result: dict) -> str:
@@ -113,8 +142,7 @@ def _line(split: str, result: dict) -> str:
 def _evaluate() -> None:
     from lm.evaluate import evaluate
 
-    for split, result in evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value).items():
-        _say(_line(split, result))
+    _say_results(evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value))
 
 
 def _generate() -> None:
@@ -138,6 +166,28 @@ def _generate() -> None:
             print()
 
 
+def _translate() -> None:
+    from lm import back_translation
+
+    for name, value in (('source', _SOURCE.value), ('output', _OUTPUT.value)):
+        if not value:
+            raise InputError(
+                f'--mode=translate needs --{name}, as in --source=text:mono.de --output=synthetic.tsv.'
+            )
+    count, empty = back_translation.write(
+        _workdir(),
+        _SOURCE.value,
+        _OUTPUT.value,
+        _METHOD.value,
+        _SWAP.value,
+        _TAG.value,
+        _CHECKPOINT.value,
+        _CONFIG.value,
+        _say,
+    )
+    _say(f'{count - empty:,} pairs of {count:,} texts: {_OUTPUT.value}')
+
+
 def _lr_find() -> None:
     from lm.lr_find import find
 
@@ -151,14 +201,16 @@ def _compare() -> None:
 
     if len(_RUNS.value) < 2:
         raise InputError('--mode=compare needs --runs=A,B with at least two workdirs.')
-    print(compare([Path(run) for run in _RUNS.value], Path(_OUTPUT.value)))
-    print(f'Report: {Path(_OUTPUT.value) / "compare.html"}')
+    output = Path(_OUTPUT.value or 'runs/compare')
+    print(compare([Path(run) for run in _RUNS.value], output))
+    print(f'Report: {output / "compare.html"}')
 
 
 MODES: dict[str, Callable[[], None]] = {
     'train': _train,
     'evaluate': _evaluate,
     'generate': _generate,
+    'translate': _translate,
     'lr_find': _lr_find,
     'compare': _compare,
 }
@@ -181,7 +233,7 @@ def main(arguments: list[str]) -> None:
             raise
         _exit(f"'{error.filename}': {error.strerror}." if error.filename else error.strerror, 2)
     except KeyboardInterrupt:
-        _exit('interrupted; the same command goes on from the last checkpoint.', 130)
+        _exit('interrupted; the same command goes on from what is kept.', 130)
 
 
 def _join_hosts() -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
@@ -86,8 +87,9 @@ def paired_bootstrap(
 
     Returns:
         `a`, `b`: the scores; `a_mean`, `b_mean`: means over the samples; `a_interval`, `b_interval`: half
-        the width of their 95 % intervals; `p`: of the hypothesis that a and b are equally good, 1 where
-        they are the same (for which sacreBLEU has the least p there is); and `signature`.
+        the width of their 95 % intervals; `difference`: b's score less a's, and `interval`, the lowest and
+        the highest of the middle 95 % of the samples'; `p`: of the hypothesis that a and b are equally
+        good, 1 where they are the same (for which sacreBLEU has the least p there is); and `signature`.
 
     Raises:
         InputError: as the metric does; or the seed is below 1.
@@ -102,6 +104,9 @@ def paired_bootstrap(
             [('a', a), ('b', b)], {metric: scorer}, references, test_type='bs', n_samples=samples
         )
         signatures, scores = test()
+        differences = _resampled(scorer, references, b, samples, seed) - _resampled(
+            scorer, references, a, samples, seed
+        )
     ((name, signature),) = signatures.items()
     first, second = scores[name]
     return {
@@ -111,9 +116,30 @@ def paired_bootstrap(
         'b_mean': float(second.mean),
         'a_interval': float(first.ci),
         'b_interval': float(second.ci),
+        'difference': float(second.score) - float(first.score),
+        'interval': _middle(differences),
         'p': 1.0 if list(a) == list(b) else float(second.p_value),
         'signature': str(signature),
     }
+
+
+def _resampled(
+    scorer: BLEU | CHRF,
+    references: list[list[str | None]],
+    predictions: Sequence[str],
+    samples: int,
+    seed: int,
+) -> np.ndarray:
+    """Returns the scores [samples] of the samples that sacreBLEU's test draws and does not return."""
+    stats = np.array(scorer._extract_corpus_statistics(predictions, references), np.float32)
+    drawn = np.random.default_rng(seed).choice(len(stats), (samples, len(stats)))
+    return np.array([scorer._compute_score_from_stats(stats[i].sum(0)).score for i in drawn])
+
+
+def _middle(values: np.ndarray) -> list[float]:
+    """Returns the ends of the middle 95 %, as sacreBLEU cuts them."""
+    values, cut = np.sort(values), len(values) // 40
+    return [float(values[cut]), float(values[-1 - cut])]
 
 
 def check_tokenizer(name: str, place: str) -> None:

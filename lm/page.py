@@ -65,7 +65,7 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _numeric(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
     """Which columns hold numbers, and so stand to the right; the first never does."""
     return [
-        i > 0 and all(re.fullmatch(r'[-–+\d.,:e%× ]+[kMB]?[*]?', row[i]) for row in rows)
+        i > 0 and all(re.fullmatch(r'[-–+\d.,:e%×\[\] ]+[kMB]?[*]?', row[i]) for row in rows)
         for i in range(columns)
     ]
 

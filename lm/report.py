@@ -171,6 +171,8 @@ def split_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list
 
 def method(config: Mapping[str, Any]) -> str:
     """Returns how the perplexities were computed, in words."""
+    used = config['eval']['checkpoint']
+    of = '' if used == 'latest' else f' Of the checkpoint `{used}`.'
     parts = {
         name: {
             **config,
@@ -179,7 +181,7 @@ def method(config: Mapping[str, Any]) -> str:
         for name, task in config['tasks'].items()
     }
     if not parts:
-        return _method(config)
+        return _method(config) + of
     said: dict[str, list[str]] = {}
     for name, part in parts.items():
         if not OBJECTIVES[part['objective']['name']].of_texts:

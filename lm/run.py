@@ -16,14 +16,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lm import attention, backend, mesh, objectives, optimizers, tokenizer, vocabulary
+from lm import attention, backend, checkpoint, mesh, objectives, optimizers, tokenizer, vocabulary
 from lm import config as configs
 from lm.attention.masks import Mask, causal
 from lm.config import Config
 from lm.data import features, pipeline, source
 from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
-from lm.errors import InputError, lookup
+from lm.errors import InputError, lookup, nearest
 from lm.models import ARCHITECTURES
 from lm.objectives import OBJECTIVES
 from lm.step import Rates, Steps
@@ -80,6 +80,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         except InputError as error:
             raise InputError(f'config.tasks.{task}: {error}' if task else str(error)) from None
         made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
+    _check_evaluated(config)
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
         config.schedule, config.optimizer.learning_rate, config.train.steps
@@ -194,6 +195,30 @@ def _check_options(config: Config) -> None:
         raise InputError(
             f"config.objective.name = '{name}' with labels needs rows of one text each, or one pair: set "
             'config.data.packing = False.'
+        )
+
+
+def _check_evaluated(config: Config) -> None:
+    """Raises InputError where `config.eval.checkpoint` will not be there at the end."""
+    name, kept = config.eval.checkpoint, config.checkpoint
+    place = f"config.eval.checkpoint = '{name}'"
+    count = checkpoint.averaged(name)
+    if name not in ('latest', 'best') and not count:
+        near = nearest(name, ('latest', 'best', 'average:5'))
+        raise InputError(f'{place} is not known.{near}')
+    validates = any(part.data.valid for part in configs.tasks(config).values())
+    if name == 'best' and not (validates and kept.keep_best):
+        raise InputError(
+            f'{place} is that of the lowest validation loss: it needs config.data.valid, and '
+            'config.checkpoint.keep_best = 1.'
+        )
+    if count > kept.keep:
+        raise InputError(f'{place} needs config.checkpoint.keep = {count}, not {kept.keep}.')
+    made = -(-config.train.steps // kept.every) if kept.every else 1
+    if count > made:
+        raise InputError(
+            f'{place} needs {count} checkpoints, and config.checkpoint.every = {kept.every} makes {made} '
+            f'in {config.train.steps} steps.'
         )
 
 

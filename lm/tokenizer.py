@@ -257,7 +257,7 @@ def _build_sentencepiece(spec: TokenizerConfig, texts: Callable[[], Iterable[str
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            user_defined_symbols=['\n', '\t'],
+            user_defined_symbols=['\n', '\t', *spec.symbols],
             num_threads=_TRAIN_THREADS,
             minloglevel=2,
         )
@@ -320,15 +320,31 @@ def build(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenize
 
     Raises:
         InputError: the kind is unknown, the path is no tokenizer, there is no text, or the
-            vocabulary size does not fit the text.
+            vocabulary size does not fit the text, or symbols cannot be tokens.
     """
     maker = lookup(KINDS, spec.kind, 'config.tokenizer.kind')
+    _check_symbols(spec, maker is _build_sentencepiece and not spec.path)
     if spec.path:
         return _read(Path(spec.path), 'config.tokenizer.path')
     tokenizer = maker(spec, texts)
     if tokenizer.vocab_size == len(SPECIALS):
         raise InputError('the tokenizer has no text to train on: config.data.train is empty.')
     return tokenizer
+
+
+def _check_symbols(spec: TokenizerConfig, trained: bool) -> None:
+    """Raises InputError where `config.tokenizer.symbols` cannot be tokens."""
+    if spec.symbols and not trained:
+        raise InputError(
+            f'config.tokenizer.symbols = {spec.symbols} is for a sentencepiece tokenizer that is trained '
+            "(config.tokenizer.kind = 'unigram' or 'bpe', without a path)."
+        )
+    for symbol in spec.symbols:
+        if symbol.split() != [symbol]:
+            raise InputError(
+                f'config.tokenizer.symbols: {symbol!r} is not a text without white space, such as '
+                "'<BT>'."
+            )
 
 
 # What `Tokenizer.save` writes, one of them.

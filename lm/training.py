@@ -23,7 +23,8 @@ from lm.data import pipeline
 from lm.data.features import TokenizedSplit
 from lm.data.mixture import Item, Mixture
 from lm.errors import RunStopped
-from lm.inference import LanguageModel
+from lm.evaluate import measure
+from lm.inference import LanguageModel, chosen, parameters
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import TrainState, evaluated_params
@@ -337,7 +338,17 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     params = evaluated_params(state)
     results, tasks, samples = {}, {}, []
     if finished:
-        results, tasks, samples = evaluated(loop, params, step)
+        known = loop.evaluated.get(step, {})
+        if config.eval.checkpoint != 'latest':
+            steps = chosen(loop.checkpoints, config.eval.checkpoint, config, workdir)
+            params, known = parameters(run, loop.checkpoints, steps)[1], {}
+        splits = {
+            task: {name: split for name, split in parts.items() if name != 'train'}
+            for task, parts in loop.splits.items()
+        }
+        known = {task: {'valid': result} for task, result in known.items()}
+        results, tasks, samples = measure(run, params, splits, workdir / 'predictions', known)
+        samples = samples or LanguageModel(run, params).samples(config.generate, config.seed)
     decoder = config.model.architecture == 'decoder'  # Others are not counted yet.
     flops = {
         name: throughput.flops_per_token(
@@ -372,32 +383,6 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     if jax.process_index() == 0:
         report.write(workdir, written, configs.defaults())
     return written
-
-
-def evaluated(
-    loop: Loop, params: Any, step: int
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, str]]]:
-    """Returns what a report shows: perplexities by split, results of tasks, and samples."""
-    results, tasks, samples = {}, {}, []
-    for task, part in loop.run.tasks.items():
-        splits, prefix = loop.splits[task], f'{task} ' if task else ''
-        known = loop.evaluated.get(step, {})
-        for name, split in splits.items():
-            if name == 'train':
-                continue
-            found = known[task] if name == 'valid' and task in known else None
-            found = found or perplexity(part, params, split, label=f'{prefix}{name}')
-            (tasks if part.objective.of_texts else results)[f'{prefix}{name}'] = found
-        if part.objective.writes:
-            from lm import translation  # sacreBLEU takes a while to import.
-
-            names = [name for name in ('test', 'valid') if name in splits][:1]
-            more, texts = translation.evaluate(part, params, names, loop.workdir)
-            tasks |= {f'{prefix}{name}': values for name, values in more.items()}
-            samples += texts
-        else:
-            samples += LanguageModel(part, params).samples(part.config.generate, part.config.seed)
-    return results, tasks, samples
 
 
 def _described(result: Mapping[str, Any]) -> str:

@@ -1,84 +1,97 @@
 """What a model makes of the sources of a split, and how close it comes to the targets."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from lm import metrics
+from lm import metrics, predictions
 from lm import run as runs
+from lm.config import EvalConfig
 from lm.data import source
 from lm.inference import LanguageModel
 from lm.perplexity import bar
 from lm.run import Run
-from lm.writer import atomic_write
 
+GREEDY = {'temperature': 0.0}
 _SHOWN = 20  # Pairs in a report.
 
 
-def translate(model: LanguageModel, texts: list[str], beams: int, label: str) -> list[str]:
+def search(options: EvalConfig) -> dict[str, Any]:
+    """Returns how `LanguageModel.generate` searches as `config.eval` says; without beams, greedily."""
+    if options.beams > 1:
+        return {'beams': options.beams, 'length_penalty': options.length_penalty}
+    return GREEDY
+
+
+def translate(
+    model: LanguageModel,
+    texts: list[str],
+    how: Mapping[str, Any],
+    label: str,
+    seed: Sequence[int] = (0,),
+) -> list[str]:
     """Returns what the model makes of each text.
 
     Args:
         model: an encoder-decoder.
         texts: sources.
-        beams: 0 takes the likeliest token each time.
+        how: arguments of `LanguageModel.generate`, such as `{'beams': 4}` or `{'temperature': 1.0}`.
         label: of the progress bar.
+        seed: numbers that decide what is drawn, where something is.
     """
     config = model.run.config
-    rows = max(1, runs.evaluation_rows(config) * (1 if beams else 4) // 2)
+    rows = max(1, runs.evaluation_rows(config) * (1 if 'beams' in how else 4) // 2)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # Rows of a batch are alike.
     batches = [order[start : start + rows] for start in range(0, len(order), rows)]
     found: dict[int, str] = {}
-    for batch in bar(batches, len(batches), label):
+    for number, batch in enumerate(bar(batches, len(batches), label)):
         filled = batch + batch[:1] * (rows - len(batch))  # One shape, one compilation.
         made = model.generate(
             [texts[i] for i in filled],
             max_tokens=config.data.length,
-            temperature=0.0,
-            beams=beams,
-            length_penalty=config.eval.length_penalty,
+            seed=int(np.random.SeedSequence([*seed, number]).generate_state(1)[0]),
+            **how,
         )
         found |= dict(zip(batch, made, strict=False))
     return [found[i] for i in range(len(texts))]
 
 
 def evaluate(
-    run: Run, params: Any, names: Iterable[str], workdir: Path
+    run: Run, params: Any, names: Iterable[str], folder: Path
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
     """Translates splits of pairs greedily and by beam search, and measures against the targets.
 
-    What was made is kept in `predictions/SPLIT.HOW.jsonl`: `source`, `target`, `prediction`.
+    What was made is kept in the folder by `lm.predictions.write`.
 
     Args:
         run: its objective is `seq2seq`.
         params: the parameters to evaluate.
         names: of splits.
-        workdir: the run's.
+        folder: is made where it is not there.
 
     Returns:
-        `{'SPLIT, HOW': {'bleu', 'chrf', 'signature'}}`, and some pairs as samples of a report.
+        `{'SPLIT, HOW': measured(...)}`, and some pairs as samples of a report.
     """
     config, model = run.config, LanguageModel(run, params)
     results, samples = {}, []
     for name in names:
         texts = list(source.parse(getattr(config.data, name), config.data).documents())
         sources, targets = texts[::2], texts[1::2]
-        ways = {'greedy': 0} | ({f'beam {n}': n} if (n := config.eval.beams) > 1 else {})
-        for way, beams in ways.items():
-            made = translate(model, sources, beams, f'{name}, {way}')
+        ways = {'greedy': GREEDY}
+        if config.eval.beams > 1:
+            ways[f'beam {config.eval.beams}'] = search(config.eval)
+        for way, how in ways.items():
+            made = translate(model, sources, how, f'{name}, {way}')
             results[f'{name}, {way}'] = measured(targets, made, run)
             lines = [
                 {'source': s, 'target': t, 'prediction': p}
                 for s, t, p in zip(sources, targets, made, strict=True)
             ]
             if jax.process_index() == 0:
-                path = workdir / 'predictions' / f'{name}.{way.replace(" ", "")}.jsonl'
-                path.parent.mkdir(exist_ok=True)
-                text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-                atomic_write(path, text)
+                predictions.write(folder, f'{name}, {way}', lines)
             step = max(1, len(lines) // _SHOWN)
             samples = [_sample(**line) for line in lines[::step][:_SHOWN]]
     return results, samples

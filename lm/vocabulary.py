@@ -9,7 +9,7 @@ from lm.config import TokenizerConfig
 from lm.tokenizer import SPECIALS, Tokenizer
 
 # Radicals, kana and ideographs; compatibility forms; the further planes.
-_CHINESE_OR_JAPANESE = (range(0x2E80, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x40000))
+CHINESE_OR_JAPANESE = (range(0x2E80, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x40000))
 # The first bytes of most of them in UTF-8, 0xE3 to 0xE9, as `surrogateescape` has them.
 _CHINESE_BYTES = tuple(map(chr, range(0xDCE3, 0xDCEA)))
 _SENTENCE_ENDS = ('.', '!', '?', '。', '．', '｡', '！', '？')
@@ -89,6 +89,6 @@ def _alone(character: str) -> bool:
     if 0xDC80 <= point <= 0xDCFF:
         return False
     return (
-        any(point in points for points in _CHINESE_OR_JAPANESE)
+        any(point in points for points in CHINESE_OR_JAPANESE)
         or unicodedata.category(chr(point))[0] not in 'LMN'
     )

@@ -85,14 +85,14 @@ def test_perplexity_is_its_definition(model):
 
 def test_evaluation_of_the_checkpoint_is_that_of_the_report(workdir):
     report = json.loads((workdir / 'report.json').read_text())
-    result = evaluate(workdir)
+    result = evaluate(workdir)['splits']
     for key, value in report['splits']['valid'].items():
         assert result['valid'][key] == pytest.approx(value, rel=1e-6), key
 
 
 @pytest.mark.parametrize('data', [{'packing': False}, {'batch_size': 16}], ids=str)
 def test_perplexity_does_not_depend_on_how_rows_are_made(workdir, model, data, tmp_path):
-    expected = evaluate(workdir)['valid']
+    expected = evaluate(workdir)['splits']['valid']
     config = make_config(tmp_path, data=data)
     from lm import config as configs
     from lm import run as runs
@@ -105,8 +105,9 @@ def test_perplexity_does_not_depend_on_how_rows_are_made(workdir, model, data, t
 
 
 def test_a_stride_scores_the_same_tokens_with_more_context(workdir, tmp_path):
-    side_by_side = evaluate(workdir)['valid']
-    sliding = evaluate(workdir, config=make_config(tmp_path, eval={'stride': 4}))['valid']
+    side_by_side = evaluate(workdir)['splits']['valid']
+    sliding = evaluate(workdir, config=make_config(tmp_path, eval={'stride': 4}))
+    sliding = sliding['splits']['valid']
     assert sliding['tokens'] == side_by_side['tokens']
     assert sliding['loss'] != side_by_side['loss']
     with pytest.raises(InputError, match='stride'):
@@ -141,6 +142,65 @@ def test_best_and_named_checkpoints(workdir):
     assert lm.load(workdir, 15).step == 15
     with pytest.raises(InputError, match="checkpoint '7' is not in"):
         lm.load(workdir, 7)
+
+
+def test_an_average_is_the_mean_of_the_latest_checkpoints(workdir, model):
+    one_by_one = [lm.load(workdir, step).params for step in (15, 30)]
+    found = lm.load(workdir, 'average:2')
+    assert found.step == 30
+    for mean, first, second in zip(*map(jax.tree.leaves, (found.params, *one_by_one)), strict=True):
+        first, second = np.asarray(first), np.asarray(second)
+        assert np.any(first != second)
+        np.testing.assert_array_equal(np.asarray(mean), (first + second) / np.float32(2))
+    alone = lm.load(workdir, 'average:1').params
+    for mean, last in zip(*map(jax.tree.leaves, (alone, model.params)), strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(mean).view(np.int32), np.asarray(last).view(np.int32)
+        )
+    with pytest.raises(InputError, match=r'holds 2 \(15, 30\). config.checkpoint.keep = 2 says'):
+        lm.load(workdir, 'average:3')
+    with pytest.raises(InputError, match="checkpoint 'average:0' is not in"):
+        lm.load(workdir, 'average:0')
+
+
+def test_an_average_is_not_of_the_best_that_is_far_back(workdir, tmp_path):
+    """Of steps 15 and 30 kept as the best and the latest one."""
+    shutil.copytree(workdir, tmp_path / 'run')
+    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    config['checkpoint']['keep'] = 1
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r'holds 1 \(30\). config.checkpoint.keep = 1 says'):
+        lm.load(tmp_path / 'run', 'average:2')
+
+
+def test_the_config_says_what_is_evaluated_and_loaded(workdir, tmp_path):
+    expected = evaluate(workdir, 'average:2')
+    assert expected['checkpoint'] == 'average:2'
+    assert expected['splits'] != evaluate(workdir)['splits']
+    config = lm.get_config('base', **json.loads((workdir / 'config.json').read_text()))
+    config.eval.checkpoint = 'average:2'
+    again = tmp_path / 'run'
+    assert lm.train(config, again)['splits'] == expected['splits']
+    assert 'Of the checkpoint `average:2`.' in (again / 'report.md').read_text()
+    assert evaluate(again)['splits'] == expected['splits']
+    assert evaluate(again, 'latest')['splits'] != expected['splits']
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('bst', "Did you mean 'best'"),
+        ('average:0', "Did you mean 'average:5'"),
+        ('average:3', 'needs config.checkpoint.keep = 3, not 2'),
+        ('average:2', 'needs 2 checkpoints, and config.checkpoint.every = 15 makes 1 in 15 steps'),
+        ('best', 'needs config.data.valid'),
+    ],
+)
+def test_a_checkpoint_that_will_not_be_there_is_said_at_once(name, message, tmp_path):
+    config = make_config(tmp_path, train={'steps': 15}, eval={'checkpoint': name})
+    config.data.valid = ''
+    with pytest.raises(InputError, match=message):
+        lm.train(config, tmp_path / 'run')
 
 
 def test_a_model_loads_where_its_mesh_does_not_fit(workdir, model, tmp_path):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from lm import metrics
@@ -131,6 +132,28 @@ def test_paired_bootstrap_follows_its_seed():
     assert 'seed:2' in test(2)['signature']
     assert test(1)['p'] < 0.05 < test(1, A)['p']
     assert 'SACREBLEU_SEED' not in os.environ
+
+
+@pytest.mark.parametrize('name', metrics.METRICS)
+def test_the_interval_is_of_the_samples_of_the_test(name):
+    targets, a, b = TARGETS * 4, A * 4, B * 4
+    found = metrics.paired_bootstrap(targets, a, b, name, samples=100)
+    scorer, references = metrics._SCORERS[name](), [targets]
+    scores = {
+        key: metrics._resampled(scorer, references, texts, 100, 12345)
+        for key, texts in (('a', a), ('b', b))
+    }
+    for key, sampled in scores.items():
+        assert np.sort(sampled).mean() == found[f'{key}_mean']
+    low, high = found['interval']
+    assert low < found['difference'] == found['b'] - found['a'] < high < 0
+    assert ((scores['b'] - scores['a'] < low).sum(), (scores['b'] - scores['a'] > high).sum()) == (
+        2,
+        2,
+    )
+    turned = metrics.paired_bootstrap(targets, b, a, name, samples=100)
+    assert turned['interval'] == [-high, -low]
+    assert metrics.paired_bootstrap(targets, a, a, name, samples=100)['interval'] == [0, 0]
 
 
 @pytest.mark.parametrize(

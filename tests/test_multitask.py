@@ -123,7 +123,7 @@ def test_text_to_text(tmp_path):
     report = lm.train(config, tmp_path / 'run')
     assert set(report['splits']) == {'upper valid', 'cats valid'}
     assert {'upper valid, greedy', 'cats valid, greedy'} <= set(report['tasks'])
-    lines = (tmp_path / 'run/predictions/cats.valid.greedy.jsonl').read_text().splitlines()
+    lines = (tmp_path / 'run/predictions/cats/valid.greedy.jsonl').read_text().splitlines()
     assert json.loads(lines[0])['source'].startswith('cats: ')
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import lm
 from lm.errors import InputError
+from lm.evaluate import evaluate
 from lm.objectives import OBJECTIVES
 from lm.terms import TERMS
 
@@ -117,6 +118,21 @@ def test_translations_are_measured_and_kept(tmp_path):
         lines = (tmp_path / f'run/predictions/valid.{name}.jsonl').read_text().splitlines()
         assert len(lines) == 59
         assert set(json.loads(lines[0])) == {'source', 'target', 'prediction'}
+    # Evaluated again it is the same, in a folder of its own, and by other means it is kept beside it.
+    again = evaluate(tmp_path / 'run')
+    assert again['tasks'] == report['tasks']
+    assert again['predictions'] == 'predictions/evaluation1'
+    for name in ('valid.greedy.jsonl', 'valid.beam2.jsonl'):
+        first, second = (
+            (tmp_path / 'run' / folder / name).read_text()
+            for folder in ('predictions', again['predictions'])
+        )
+        assert first == second
+    other = evaluate(tmp_path / 'run', config=make_config(tmp_path, 'seq2seq', eval={'beams': 0}))
+    assert set(other['tasks']) == {'valid, greedy'}
+    assert other['predictions'] == 'predictions/evaluation2'
+    kept = (tmp_path / 'run' / 'evaluations.jsonl').read_text().splitlines()
+    assert [json.loads(line)['tasks'] for line in kept] == [again['tasks'], other['tasks']]
     model = lm.load(tmp_path / 'run')
     one = model.generate('the cat', beams=2, max_tokens=5)
     assert model.generate(['the cat', 'a dog sat on'], beams=2, max_tokens=5)[0] == one

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lm import config as configs
-from lm import environment, page, plots, report
+from lm import environment, page, plots, predictions, report
 from lm.config import LogConfig
 from lm.errors import InputError
 from lm.writer import MetricsWriter
@@ -383,6 +383,35 @@ def test_compare_runs_with_different_tokenizers(tmp_path):
     text = assert_stands_alone((tmp_path / 'out' / 'compare.html').read_text()).text
     assert 'bits per byte' in text
     assert 'Training over steps' not in text
+
+
+def test_compare_tests_translations_against_the_first_run(tmp_path):
+    """A run that is right, one that is often wrong and one that is right too."""
+    folders = [write_run(tmp_path / name, tasks={'test, beam 4': {}}) for name in 'abc']
+    for folder, wrong in zip(folders, (0, 20, 0), strict=True):
+        lines = [
+            {'source': str(i), 'target': text, 'prediction': 'no idea' if i < wrong else text}
+            for i in range(60)
+            for text in [f'this is the sentence that has number {i}']
+        ]
+        predictions.write(folder / 'predictions', 'test, beam 4', lines)
+    shown = report.compare(folders, tmp_path / 'out')
+    rows = [re.split(r'  +', line) for line in shown.splitlines()]
+    ((bleu, chrf),) = [(row[1], row[5]) for row in rows if row[0] == 'b' and len(row) == 9]
+    assert ['a', '100.00*', '–', '–', '–', '100.00*', '–', '–', '–'] in rows
+    assert float(bleu) < 80
+    assert float(chrf) < 80
+    same = ['100.00*', '+0.00', '[+0.00, +0.00]', '1.000']
+    assert ['c', *same, *same] in rows
+    assert 'compared with those of the first run by paired bootstrap' in shown
+    content = json.loads((tmp_path / 'out' / 'compare.json').read_text())['translations']
+    assert set(content['test, beam 4']) == {'b', 'c'}
+    assert content['test, beam 4']['b']['bleu']['p'] < 0.01
+    assert content['test, beam 4']['b']['bleu']['baseline'] == 'a'
+    assert r'| a | 100.00\* |' in (tmp_path / 'out' / 'compare.md').read_text()
+    assert (
+        'test, beam 4' in assert_stands_alone((tmp_path / 'out' / 'compare.html').read_text()).text
+    )
 
 
 def test_a_tokenizer_is_known_by_its_file(tmp_path):

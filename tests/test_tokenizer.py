@@ -86,6 +86,20 @@ def test_text_may_be_cut_after_newlines(kind):
     assert np.mean(joined != whole) < 1e-3  # Ties: two spaces and one, or one and two.
 
 
+@pytest.mark.parametrize('kind', ['unigram', 'bpe'])
+def test_a_symbol_is_one_token_wherever_it_stands(kind):
+    tags = ('<BT>', '<BLANK>')
+    made = make(kind, symbols=tags)
+    first, second = (int(made.encode(tag)[0]) for tag in tags)
+    for text in ('<BT>the execution', 'the<BLANK>execution <BT>', 'a <BLANK> <BT>\n<BT>'):
+        ids = made.encode(text).tolist()
+        assert (ids.count(first), ids.count(second)) == (text.count('<BT>'), text.count('<BLANK>'))
+        assert made.decode(ids) == text
+    # What follows a tag has the tokens that it has at the start of a text.
+    assert made.encode('<BT>the execution').tolist() == [first, *made.encode('the execution')]
+    assert made.vocab_size == make(kind).vocab_size
+
+
 @pytest.mark.parametrize('kind', tokenizer.KINDS)
 def test_saved_is_loaded_the_same(kind, tmp_path):
     made = make(kind)
@@ -201,6 +215,10 @@ def test_model_of_others_is_renumbered(tmp_path):
         ({'kind': 'unigran'}, "Did you mean 'unigram'"),
         ({'path': 'nowhere.model'}, 'nowhere.model.*cannot be read'),
         ({'path': __file__}, 'is not a tokenizer'),
+        ({'kind': 'chars', 'symbols': ('<BT>',)}, 'is for a sentencepiece tokenizer'),
+        ({'path': __file__, 'symbols': ('<BT>',)}, 'is for a sentencepiece tokenizer'),
+        ({'symbols': ('<BT>', 'a b')}, "'a b' is not a text without white space"),
+        ({'symbols': ('',)}, "'' is not a text without white space"),
     ],
 )
 def test_bad_config_gets_one_line(changes, message):

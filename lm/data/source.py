@@ -11,6 +11,7 @@ import functools
 import glob
 import gzip
 import hashlib
+import itertools
 import lzma
 import os
 import zlib
@@ -84,12 +85,14 @@ class Spec(NamedTuple):
 
 
 def parse(text: str, data: DataConfig) -> Source:
-    """Returns the source that a string of the config names.
+    """Returns the source that a string of the config names; ` + ` stands between several.
 
     Raises:
-        InputError: the string has another form, its kind or split is not known, or it names files
-            that do not exist.
+        InputError: the string has another form, its kind or split is not known, it names files that do
+            not exist, or some of several are of pairs and some are not.
     """
+    if len(parts := text.split(' + ')) > 1:
+        return _one_after_the_other(text, [parse(part, data) for part in parts])
     kind, colon, rest = text.partition(':')
     if not colon:
         raise InputError(f"source '{text}' has no kind; write KIND:WHERE, such as 'text:{text}'.")
@@ -117,6 +120,25 @@ def _prefixed(source: Source, prefix: str) -> Source:
 
     return dataclasses.replace(
         source, read=read, identity=lambda: ['prefix', prefix, source.identity()]
+    )
+
+
+def _one_after_the_other(text: str, parts: list[Source]) -> Source:
+    """Returns the documents of several sources as those of one."""
+    if len({part.paired for part in parts}) > 1:
+        pairs, single = (
+            next(p.spec for p in parts if p.paired == paired) for paired in (True, False)
+        )
+        raise InputError(
+            f"source '{text}': '{pairs}' is of pairs and '{single}' of single texts; only sources of the "
+            "same can be joined by ' + '."
+        )
+    return Source(
+        text,
+        lambda: itertools.chain.from_iterable(part.records() for part in parts),
+        lambda: ['one after the other', *(part.fingerprint() for part in parts)],
+        Slice(),
+        parts[0].paired,
     )
 
 

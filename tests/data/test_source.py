@@ -100,6 +100,22 @@ def test_invalid_utf8_is_counted_and_replaced(tmp_path, config_data):
     assert [document[:2] for document in records] == [('a\ufffd', 1), ('\ufffd 😀', 1)]
 
 
+def test_several_sources_are_one_after_the_other(folder, config_data):
+    one, two = f'text:{folder}/a.txt[:3c]', f'jsonl:{folder}/d.jsonl#body[1:]'
+    (folder / 'pairs.tsv').write_text('a\tA\n\nb\tB\n')
+    pairs, numbers = f'tsv:{folder}/pairs.tsv', 'builtin:numerals#en,de[test]'
+    assert read(f'{one} + {two} + {one}', config_data) == ['one', 'TWO', 'one']
+    both = source.parse(f'{pairs}[1:] + {pairs}', config_data)
+    assert both.paired
+    assert list(both.documents()) == ['b', 'B', 'a', 'A', 'b', 'B']
+    assert read(f'{numbers} + {pairs}', config_data)[-4:] == ['a', 'A', 'b', 'B']
+    specs = (one, two, f'{one} + {two}', f'{two} + {one}', f'{one} + {two} + {two}')
+    prints = [source.parse(spec, config_data).fingerprint() for spec in specs]
+    assert len(set(prints)) == len(specs)
+    (folder / 'a.txt').write_text('changed')
+    assert source.parse(specs[2], config_data).fingerprint() not in prints
+
+
 def test_fingerprint_follows_the_content_not_the_path(folder, config_data):
     def fingerprint(spec, **changes):
         return source.parse(spec, dataclasses.replace(config_data, **changes)).fingerprint()
@@ -149,6 +165,13 @@ def test_fingerprint_follows_the_content_not_the_path(folder, config_data):
         ('jsonl:{}/list.jsonl', 'list.jsonl:2 is not a JSON object'),
         ('builtin:pydoc', "Did you mean 'pydocs'"),
         ('builtin:pydocs[valit]', "Did you mean 'valid'"),
+        (
+            'text:{0}/a.txt + builtin:numerals',
+            "numerals' is of pairs and '.*a.txt' of single texts",
+        ),
+        ('text:{0}/a.txt + text:{0}/empty.txt', "empty.txt' holds no text"),
+        ('text:{0}/a.txt + text:{0}/b', "source 'text:.*/b' matches no file"),
+        ('text:{0}/a.txt + ', "source '' has no kind"),
         ('data:nowhere/a.txt', 'Set LM_DATA_DIR to a folder that holds NAME/FILE'),
     ],
 )
