@@ -25,13 +25,16 @@ def get_config() -> ConfigDict:
             #   jsonl:GLOB#FIELD              one JSON object a line
             #   tfds:NAME[/CONFIG]#FIELD      a prepared TensorFlow Datasets data set
             #   data:NAME/FILE                a file below $LM_DATA_DIR (text, or as its name says: .jsonl
-            #                                 with #FIELD, .tsv with #0,1, FILE.{en,de} or FILE,FILE)
+            #                                 with #FIELD, .tsv, .csv, FILE.{en,de} or FILE,FILE)
             # and of pairs, the side given and the side to predict:
             #   builtin:numerals#en,de        numbers written out; two of en, de, fr, zh
             #   parallel:PATH.{en,de}         two files, line by line, .gz and .xz too; or FILE,FILE
-            #   tsv:GLOB#0,1                  columns between tabs, by number, or by name: #en,de (then
-            #                                 the first line gives the names)
+            #   tsv:GLOB#0,1  csv:GLOB#0,1    columns, by number, or by name: #en,de (then the first
+            #                                 line gives the names)
+            #   jsonl:GLOB#A,B                two fields
             #   tfds:NAME[/CONFIG]#en,de      two fields
+            # Of records (tsv, csv, jsonl) also with a label: #FIELD=LABEL, #A,B=LABEL; and two fields as
+            # one text: #A+B,C.
             # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
@@ -39,6 +42,9 @@ def get_config() -> ConfigDict:
             'train': 'builtin:pydocs[train]',  # str.
             'valid': 'builtin:pydocs[valid]',  # str. '' = no validation.
             'test': 'builtin:pydocs[test]',  # str. '' = no test split.
+            # str. Stands before the source of each pair, and tells a model of several tasks what to
+            # do (T5): 'translate English to German: ', with the space.
+            'prefix': '',
             # str: file | paragraph | line. What one document is in plain text. No token attends to
             # another document.
             'document': 'file',
@@ -82,8 +88,8 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict(
         {
             # str: causal (GPT) | prefix, of a decoder; masked (BERT) | permutation (XLNet) | replaced
-            # (ELECTRA), of an encoder; span_corruption (T5) | ul2 | denoising (BART) | seq2seq, of
-            # an encoder_decoder.
+            # (ELECTRA) | classification | similarity | contrastive, of an encoder; span_corruption
+            # (T5) | ul2 | denoising (BART) | seq2seq, of an encoder_decoder.
             'name': 'causal',
             # float, rate. The part of a text that is hidden: BERT and T5 0.15, BART 0.3. ul2 reads
             # `denoisers` and permutation `partial` instead.
@@ -119,6 +125,36 @@ def get_config() -> ConfigDict:
             # float. Of `replaced`: how wide the generator is, as a part of the model's heads and MLP,
             'generator_size': 0.25,
             'discriminator_weight': 50.0,  # float. and what its loss counts beside the generator's.
+            # tuple of str. The labels that `classification` chooses from, as the source writes them.
+            'classes': ('0', '1'),
+            # float. What `contrastive` divides cosines by: SimCSE 0.05.
+            'similarity_temperature': 0.05,
+        }
+    )
+
+    # dict. Several tasks for one model: by name what differs from `data` and `objective`, and a weight,
+    #   config.tasks.rte = ConfigDict({'weight': 0.5, 'data': {'train': ...}, 'objective': {'name': ...}})
+    # `final_weight` is that of the last step (rates = scheduled). Empty: one task, as above.
+    config.tasks = ConfigDict()
+    config.multitask = ConfigDict(
+        {
+            # str: alternating (each step is of one task, drawn by its rate) | joint (each step is of all,
+            # and the loss is their mean weighted by the rates).
+            'mode': 'alternating',
+            # str. Rates are the tasks' weights (fixed), times
+            #   proportional    the rows of the task's training source
+            #   temperature     rows^(1 / temperature), as in multilingual BERT and mT5
+            #   scheduled       nothing, but the weights go to `final_weight` over the steps
+            #   progress        how much of the task's first loss is left (slow learners get more)
+            #   gradient_norm   that, divided by the norm of the task's gradient (GradNorm)
+            #   uncertainty     1 / loss: the best weight for noise of that size (Kendall et al. 2018)
+            'rates': 'fixed',
+            'temperature': 2.0,  # float.
+            'limit': 0,  # int, rows. The most that counts of a source (T5's K). 0 = no limit.
+            # int, steps. The last three are measured and set anew so often.
+            'every': 20,
+            # float. The power that the loss which is left is taken to (GradNorm's alpha).
+            'asymmetry': 1.5,
         }
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lm import config as configs
 
-KEYS = ('name', 'steps', 'parameters', 'seconds', 'splits', 'throughput', 'environment')
+KEYS = ('name', 'steps', 'parameters', 'seconds', 'splits', 'tasks', 'throughput', 'environment')
 
 
 def record(workdir: str) -> dict:

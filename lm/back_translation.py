@@ -169,7 +169,7 @@ def noised(text: str, rng: np.random.Generator) -> str:
 def _used(model: LanguageModel, new: Config | None, workdir: str | Path) -> Config:
     """Returns the config of the run with what another one changes."""
     config = model.run.config
-    if not model.run.objective.pairs:
+    if not model.run.objective.writes:
         raise InputError(
             f"'{workdir}' learned config.objective.name = '{config.objective.name}'; --mode=translate "
             "needs a run of 'seq2seq'."

@@ -27,6 +27,7 @@ class DataConfig:
     train: str
     valid: str
     test: str
+    prefix: str
     document: str
     length: int
     source_length: int
@@ -72,6 +73,8 @@ class ObjectiveConfig:
     bidirectional: bool
     generator_size: float
     discriminator_weight: float
+    classes: tuple[str, ...]
+    similarity_temperature: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +219,18 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MultitaskConfig:
+    """How several tasks share the steps."""
+
+    mode: str
+    rates: str
+    temperature: float
+    limit: int
+    every: int
+    asymmetry: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -223,6 +238,8 @@ class Config:
     data: DataConfig
     tokenizer: TokenizerConfig
     objective: ObjectiveConfig
+    tasks: Mapping[str, Any]
+    multitask: MultitaskConfig
     model: ModelConfig
     loss: LossConfig
     optimizer: OptimizerConfig
@@ -235,12 +252,79 @@ class Config:
     log: LogConfig
 
 
+# What an entry of `tasks` may hold. The sections are of the keys that differ for the task.
+TASK_KEYS = ('weight', 'final_weight', 'data', 'objective')
+# Keys of `data` that all tasks share.
+_SHARED = frozenset({'tfds_dir', 'cache_dir', 'workers', 'prefetch'})
+
+
+def tasks(config: Config) -> dict[str, Config]:
+    """Returns the config of each task: all the same, but for what `config.tasks` says.
+
+    Without tasks, that is the config itself, by the name ''.
+    """
+    if not config.tasks:
+        return {'': config}
+    found = {}
+    for name, task in sorted(config.tasks.items()):
+        sections = {
+            section: _parse(
+                type(getattr(config, section)),
+                {**to_dict(getattr(config, section)), **task.get(section, {})},
+                f'tasks.{name}.{section}.',
+            )
+            for section in ('data', 'objective')
+        }
+        found[name] = dataclasses.replace(config, tasks=types.MappingProxyType({}), **sections)
+    return found
+
+
+def task_weights(config: Config) -> dict[str, tuple[float, float]]:
+    """Returns the weight of each task at the first step, and at the last."""
+    return {
+        name: (weight := float(task.get('weight', 1.0)), float(task.get('final_weight', weight)))
+        for name, task in sorted(config.tasks.items())
+    }
+
+
+def _check_tasks(config: Config) -> None:
+    for name, task in sorted(config.tasks.items()):
+        place = f'config.tasks.{name}'
+        if not name.isidentifier() or not isinstance(task, Mapping):
+            raise InputError(
+                f'{place} must have a name of letters, digits and _, and hold some of: '
+                f'{", ".join(TASK_KEYS)}.'
+            )
+        for key, value in task.items():
+            if key not in TASK_KEYS:
+                raise InputError(f'{place}.{key} is not a key of a task.{nearest(key, TASK_KEYS)}')
+            section = key in ('data', 'objective')
+            if section != isinstance(value, Mapping) or not (
+                section or type(value) in (int, float) and value >= 0
+            ):
+                wanted = 'a dict of the keys that differ' if section else 'a number, at least 0'
+                raise InputError(f'{place}.{key} = {value!r} must be {wanted}.')
+        for key in _SHARED.intersection(task.get('data', {})):
+            raise InputError(f'{place}.data.{key}: tasks share it; set config.data.{key}.')
+    for name, part in tasks(config).items():
+        for key in ('length', 'source_length'):
+            own, most = getattr(part.data, key), getattr(config.data, key) or config.data.length
+            if own > most:
+                raise InputError(
+                    f'config.tasks.{name}.data.{key} = {own} is more than config.data.{key} = {most}, the '
+                    'longest that the model is made for.'
+                )
+    weights = task_weights(config)
+    if weights and not all(sum(w[end] for w in weights.values()) > 0 for end in (0, 1)):
+        raise InputError('config.tasks: all weights are 0; at least one task must be learnt.')
+
+
 # Smallest and largest value of the keys that have one; None is no limit.
 _RANGES = {
     r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
-    r'|objective\.(span|max_span|partial)': (1, None),
+    r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)': (1, None),
     r'model\.relative_(buckets|distance)': (4, None),
     r'objective\.generator_size': (0.01, 1),
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
@@ -250,10 +334,10 @@ _RANGES = {
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
     r'|eval\.(batch_size|stride|batches|beams|length_penalty)'
     r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k)'
-    r'|tokenizer\.sentinels|objective\.max_predictions': (0, None),
+    r'|tokenizer\.sentinels|objective\.max_predictions|multitask\.(limit|asymmetry)': (0, None),
     r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'
     r'|generate\.(top_p|min_p)|objective\.\w*rate': (0, 1),
-    r'model\.rotary_(base|factor)': (1e-6, None),
+    r'model\.rotary_(base|factor)|objective\.similarity_temperature': (1e-6, None),
 }
 
 # Keys that a second start in the same workdir may change: they move the work, not the result.
@@ -299,7 +383,10 @@ def parse(config: ConfigDict) -> Config:
     Raises:
         InputError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
-    return _parse(Config, config.to_dict() if isinstance(config, ConfigDict) else dict(config), '')
+    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    parsed = _parse(Config, values, '')
+    _check_tasks(parsed)
+    return parsed
 
 
 def _parse(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -339,8 +426,9 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 def _in_range(value: Any, name: str) -> Any:
     if value != value:
         raise InputError(f'config.{name} = {value} is not a number.')
+    key = re.sub(r'^tasks\.\w+\.', '', name)
     for pattern, (low, high) in _RANGES.items():
-        if re.fullmatch(pattern, name):
+        if re.fullmatch(pattern, key):
             if low is not None and value < low:
                 raise InputError(f'config.{name} = {value} is too small; the least is {low}.')
             if high is not None and value > high:

@@ -13,6 +13,7 @@ from lm import config as configs
 from lm import mesh
 from lm import run as runs
 from lm.data.features import TokenizedSplit
+from lm.errors import InputError
 from lm.inference import load
 from lm.perplexity import perplexity
 from lm.run import Run
@@ -24,7 +25,7 @@ class Measured(NamedTuple):
 
     Attributes:
         splits: by split, what `lm.perplexity.perplexity` returns.
-        tasks: by split and way, what `lm.translation.measured` returns.
+        tasks: by split and way, what `lm.translation.measured` returns; and what is predicted of texts.
         samples: for a report.
     """
 
@@ -36,29 +37,59 @@ class Measured(NamedTuple):
 def measure(
     run: Run,
     params: Any,
-    splits: Mapping[str, TokenizedSplit],
+    splits: Mapping[str, Mapping[str, TokenizedSplit]],
     folder: Path,
-    known: Mapping[str, dict[str, Any]],
+    known: Mapping[str, Mapping[str, dict[str, Any]]],
 ) -> Measured:
-    """Returns the perplexity of whole splits, and where pairs are learnt how good translations are.
+    """Returns the perplexity of whole splits; what is predicted of texts; how good translations are.
 
     Args:
         run: the run.
         params: the parameters to evaluate.
-        splits: to evaluate. Translated is `test`, or `valid` where it is not among them.
+        splits: by task, to evaluate. Translated is `test`, or `valid` where it is not among them.
         folder: for the translations.
-        known: perplexities that were measured before.
+        known: by task and split, what was measured before.
     """
-    results = {
-        name: known[name] if name in known else perplexity(run, params, split, label=name)
-        for name, split in splits.items()
-    }
-    if not run.objective.pairs:
-        return Measured(results, {}, [])
-    from lm import translation  # sacreBLEU takes a while to import.
+    found = Measured({}, {}, [])
+    for task, part in run.tasks.items():
+        results = found.tasks if part.objective.of_texts else found.splits
+        prefix = f'{task} ' if task else ''
+        for name, split in splits[task].items():
+            label, before = f'{prefix}{name}', known.get(task, {})
+            results[label] = before.get(name) or perplexity(part, params, split, label=label)
+        if part.objective.writes:
+            from lm import translation  # sacreBLEU takes a while to import.
 
-    names = [name for name in ('test', 'valid') if name in splits][:1]
-    return Measured(results, *translation.evaluate(run, params, names, folder))
+            names = [name for name in ('test', 'valid') if name in splits[task]][:1]
+            made, samples = translation.evaluate(part, params, names, folder / task)
+            found.tasks.update({f'{prefix}{name}': values for name, values in made.items()})
+            found.samples.extend(samples)
+    return found
+
+
+def _changed(run: Run, config: configs.Config) -> Run:
+    """Returns the run with another config's `eval`, and its splits.
+
+    Raises:
+        InputError: the configs have other tasks, or the batch does not fit the mesh.
+    """
+    parts = configs.tasks(config)
+    if set(parts) != set(run.tasks):
+        raise InputError(
+            f'the run has the tasks {sorted(run.tasks)}, and --config has {sorted(parts)}.'
+        )
+
+    def changed(part: Run, new: configs.Config) -> Run:
+        data = dataclasses.replace(part.config.data, valid=new.data.valid, test=new.data.test)
+        part = dataclasses.replace(
+            part, config=dataclasses.replace(part.config, eval=new.eval, data=data)
+        )
+        rows, length = runs.evaluation_rows(part.config), data.length
+        mesh.check_batch(rows, length, 1, run.mesh, 'config.eval.batch_size')
+        return part
+
+    others = {task: changed(part, parts[task]) for task, part in (run.others or {}).items()}
+    return dataclasses.replace(changed(run, config), others=others or None)
 
 
 def evaluate(
@@ -87,13 +118,11 @@ def evaluate(
     model = load(workdir, checkpoint)
     run = model.run
     if new:
-        data = dataclasses.replace(run.config.data, valid=new.data.valid, test=new.data.test)
-        run = dataclasses.replace(
-            run, config=dataclasses.replace(run.config, eval=new.eval, data=data)
-        )
-        rows, length = runs.evaluation_rows(run.config), data.length
-        mesh.check_batch(rows, length, 1, run.mesh, 'config.eval.batch_size')
-    splits = runs.tokenized_splits(run.config, run.tokenizer, ('valid', 'test'))
+        run = _changed(run, new)
+    splits = {
+        task: runs.tokenized_splits(part.config, part.tokenizer, ('valid', 'test'))
+        for task, part in run.tasks.items()
+    }
     path = workdir / 'evaluations.jsonl'
     earlier = len(path.read_text().splitlines()) if path.exists() else 0
     folder = workdir / 'predictions' / f'evaluation{earlier + 1}'
@@ -102,7 +131,11 @@ def evaluate(
         'checkpoint': str(checkpoint) or run.config.eval.checkpoint,
         'step': model.step,
         'eval': dataclasses.asdict(run.config.eval),
-        'sources': {name: getattr(run.config.data, name) for name in splits},
+        'sources': {
+            f'{task} {name}'.lstrip(): split.spec
+            for task, parts in splits.items()
+            for name, split in parts.items()
+        },
         'splits': found.splits,
         'tasks': found.tasks,
         'predictions': str(folder.relative_to(workdir)) if found.tasks else None,

@@ -121,7 +121,7 @@ class LanguageModel:
         if isinstance(model, Decoder):
             return [[BOS, *encode(text)] for text in texts], None
         # As `lm.objectives.seq2seq` has them; the other objectives read documents from their begin.
-        begin = [] if self.run.objective.pairs else [BOS]
+        begin = [] if self.run.objective.writes else [BOS]
         most = model.max_source - 1 - len(begin)
         sources = [[*begin, *encode(text)[:most], EOS] for text in texts]
         return [[BOS]] * len(texts), decode.padded(sources, model.max_source)
@@ -144,7 +144,7 @@ class LanguageModel:
     def samples(self, config: GenerateConfig, seed: int) -> list[dict[str, str]]:
         """Returns `{'prompt', 'text'}` of each prompt's continuations, for a report."""
         prompts = [prompt for prompt in config.prompts for _ in range(config.samples)]
-        goes_on = isinstance(self.run.steps.model, Decoder) or self.run.objective.pairs
+        goes_on = isinstance(self.run.steps.model, Decoder) or self.run.objective.writes
         if not prompts or not goes_on:
             return []
         texts = self.generate(prompts, seed=seed, **sampling(config))

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from lm import config as configs
 from lm import mesh, optimizers, plots
 from lm import run as runs
-from lm.data import pipeline
 from lm.step import Steps
 from lm.writer import Progress, atomic_write
 
@@ -34,26 +33,29 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
     runs.open_workdir(workdir, config)
     text = runs.build_tokenizer(config, workdir)
     run = runs.build(config, text, device_mesh)
-    split = runs.tokenized_splits(config, text, ('train',))['train']
+    splits = {
+        task: runs.tokenized_splits(part.config, text, ('train',))
+        for task, part in run.tasks.items()
+    }
     total = max(20, min(MOST_STEPS, config.train.steps))
 
     def learning_rate(step):
         return LOWEST * (HIGHEST / LOWEST) ** (step / (total - 1))
 
     optimizer = optimizers.build(config.optimizer, learning_rate)
-    dataset = pipeline.train_dataset(
-        split, config.data, run.objective, config.seed, jax.process_index(), jax.process_count()
-    )
-    batches = mesh.prefetch(
-        pipeline.batches(dataset), config.data.prefetch, lambda item: mesh.put(item[1], run.mesh)
+    items = mesh.prefetch(
+        runs.mixture(run, splits).items({'next_index': 0}),
+        config.data.prefetch,
+        lambda item: item._replace(batch=mesh.put(item.batch, run.mesh)),
     )
     points: list[tuple[float, float]] = []
     with jax.set_mesh(run.mesh), Progress(total, enabled=jax.process_index() == 0) as progress:
         steps = Steps(config, run.steps.model.vocab_size, run.mesh, optimizer)
         state = steps.init()
         for step in range(total):
-            state, metrics = steps.train(state, next(batches))
-            loss, rate = float(metrics['nats']), float(learning_rate(step))
+            item = next(items)
+            state, metrics = steps.train(state, item.batch, runs.shares(run, item))
+            loss, rate = float(metrics['loss']), float(learning_rate(step))
             if not math.isfinite(loss):
                 break
             points.append((rate, loss))

@@ -6,6 +6,7 @@ in its path; a parameter that no rule covers is an error, so that none is replic
 """
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -206,21 +207,18 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's rows on its devices, as parts of the global batch.
 
     Args:
-        batch: arrays `[B / hosts, T]`, this host's contiguous rows.
+        batch: arrays `[B / hosts, T]` by name, this host's contiguous rows; of several tasks by task.
         mesh: the device mesh.
 
     Returns:
         Global arrays `[B, T]`. The transfer goes on while this returns.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), batch)
 
 
 def prefetch(items: Iterable[Any], size: int, function: Callable[[Any], Any]) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 import collections
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -46,6 +46,9 @@ def perplexity(
         exp(total nats / words) with words separated by white space (as lm-evaluation-harness has it),
         `words`, `bytes`; of a part of it, and where the objective does not predict every token of the text,
         these are None. Of terms besides the main one `TERM/loss` and `TERM/accuracy`.
+
+        Of objectives of whole texts: `loss` nats a text, or the squared error; `accuracy`, or Pearson's
+        correlation as `pearson`; and `texts`.
     """
     config = run.config
     dataset = pipeline.eval_dataset(
@@ -65,12 +68,14 @@ def perplexity(
     pending: list[Any] = []
     with jax.set_mesh(run.mesh):
         for batch in bar(ahead, count, label):
-            pending.append(run.steps.evaluate(params, batch))
+            pending.append(run.steps.evaluate(params, batch, run.task))
             if len(pending) > 1:  # one batch late, so that the device never waits
                 totals.update(_floats(pending.pop(0)))
         for sums in pending:
             totals.update(_floats(sums))
-    cut = run.objective.pairs and (split.lengths[1::2] - 2 > run.objective.sides[1]).any()
+    if run.objective.of_texts:
+        return _of_texts(totals)
+    cut = run.objective.writes and (split.lengths[1::2] - 2 > run.objective.sides[1]).any()
     whole = count == len(dataset) and run.objective.whole and not cut
     nats, tokens = totals['nats'], totals['weight']
     return {
@@ -88,6 +93,19 @@ def perplexity(
         if totals[f'{term}/weight']
         for shown, name in (('loss', 'nats'), ('accuracy', 'correct'))
     }
+
+
+def _of_texts(totals: Mapping[str, float]) -> dict[str, float | None]:
+    texts = totals['weight']
+    if 'nats' in totals:
+        found = {'loss': totals['nats'] / texts, 'accuracy': totals['correct'] / texts}
+    else:
+        x, y = totals['x'] / texts, totals['y'] / texts
+        spread = (totals['xx'] / texts - x * x) * (totals['yy'] / texts - y * y)
+        covariance = totals['xy'] / texts - x * y
+        pearson = covariance / math.sqrt(spread) if spread > 0 else None
+        found = {'loss': totals['error'] / texts, 'pearson': pearson}
+    return found | {'texts': int(texts)}
 
 
 def _floats(sums: dict[str, Any]) -> dict[str, float]:

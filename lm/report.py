@@ -4,6 +4,7 @@ The comparison of several runs and the plot of a learning-rate range test are he
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,9 @@ def headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             (f'{name} perplexity', number(splits[name]['perplexity'])),
             (f'{name} bits per byte', number(splits[name]['bits_per_byte'])),
         ]
+    elif report['tasks']:
+        name, values = next(iter(report['tasks'].items()))
+        entries = [(f'{name} {key}', number(value)) for key, value in [*values.items()][:2]]
     speed = report['throughput']['tokens_per_second']
     return entries + [
         ('parameters', short(report['parameters'])),
@@ -168,14 +172,28 @@ def split_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list
 def method(config: Mapping[str, Any]) -> str:
     """Returns how the perplexities were computed, in words."""
     used = config['eval']['checkpoint']
-    return _method(config) + ('' if used == 'latest' else f' Of the checkpoint `{used}`.')
+    of = '' if used == 'latest' else f' Of the checkpoint `{used}`.'
+    parts = {
+        name: {
+            **config,
+            **{key: {**config[key], **task.get(key, {})} for key in ('data', 'objective')},
+        }
+        for name, task in config['tasks'].items()
+    }
+    if not parts:
+        return _method(config) + of
+    said: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        if not OBJECTIVES[part['objective']['name']].of_texts:
+            said.setdefault(_method(part), []).append(name)
+    return ' '.join(f'{", ".join(names)}: {words}' for words, names in said.items())
 
 
 def _method(config: Mapping[str, Any]) -> str:
     length, stride = config['data']['length'], config['eval']['stride']
     name = config['objective']['name']
     objective = OBJECTIVES[name]
-    if objective.takes_pair:
+    if objective.writes:
         return (
             'Of the targets, given their sources, with every token scored once, that of the end too: '
             'perplexity = exp(total nats / total tokens); bits per byte and word perplexity are of the '
@@ -295,7 +313,7 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 
 def _charts(found: Mapping[str, Sequence[Sequence[float]]]) -> str:
     figures, extra, used = [], [], set()
-    for title, names, label in CHARTS:
+    for title, names, label in (*CHARTS, *_task_charts(found)):
         present = [name for name in names if found.get(name)]
         used |= set(present)
         if present:
@@ -312,10 +330,23 @@ def _charts(found: Mapping[str, Sequence[Sequence[float]]]) -> str:
     return body + note + 'The loss of the first 2 % of the steps may lie above the top.</p>'
 
 
+def _task_charts(found: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], str]]:
+    """Returns the charts of a run of several tasks, as `CHARTS`."""
+    tasks = [name.split('/')[1] for name in found if re.fullmatch(r'train/\w+/rate', name)]
+    charts = [('Sampling rates', tuple(f'train/{task}/rate' for task in tasks), 'rate')]
+    for task in tasks:
+        for kind in ('loss', 'accuracy', 'pearson'):
+            names = tuple(f'{split}/{task}/{kind}' for split in ('train', 'valid'))
+            charts.append((f'{task}: {kind}', names, kind))
+    return charts
+
+
 def _figure(title: str, found: Mapping[str, Sequence], label: str, count: int) -> str:
     series = []
     for color, (name, points) in enumerate(found.items()):
-        short_name = name.partition('/')[0] if len(found) > 1 else name
+        # What tells them apart: train or valid, or the task.
+        part = 1 if title == 'Sampling rates' else 0
+        short_name = name.split('/')[part] if len(found) > 1 else name
         if name in _NOISY:
             series.append(Series(name, thin(points, _HTML_POINTS), color=color, faint=True))
             series.append(Series(short_name, smooth(points, most=_HTML_POINTS), color=color))

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -18,12 +20,13 @@ from lm import attention, backend, checkpoint, mesh, objectives, optimizers, tok
 from lm import config as configs
 from lm.attention.masks import Mask, causal
 from lm.config import Config
-from lm.data import features, source
+from lm.data import features, pipeline, source
+from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
 from lm.errors import InputError, lookup, nearest
 from lm.models import ARCHITECTURES
 from lm.objectives import OBJECTIVES
-from lm.step import Steps
+from lm.step import Rates, Steps
 from lm.writer import atomic_write
 
 SPLITS = ('train', 'valid', 'test')
@@ -39,7 +42,9 @@ class Run:
         mesh: over all devices.
         steps: the compiled functions.
         learning_rate: learning rate by step.
-        objective: what is made of windows of tokens.
+        objective: what is made of windows of tokens; of the first task where there are several.
+        task: its name; '' where there is but one.
+        others: where there are several, a run of each, which shares all but config and objective.
     """
 
     config: Config
@@ -48,6 +53,13 @@ class Run:
     steps: Steps
     learning_rate: optax.Schedule
     objective: Objective
+    task: str = ''
+    others: Mapping[str, 'Run'] | None = None
+
+    @property
+    def tasks(self) -> Mapping[str, 'Run']:
+        """The run of each task; itself where there is but one."""
+        return self.others or {self.task: self}
 
 
 def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
@@ -57,11 +69,17 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         InputError: the mesh does not fit a parameter, a name is unknown, or the model would see what it
             is to predict.
     """
-    spec = _spec(config, text)
     lookup(ARCHITECTURES, config.model.architecture, 'config.model.architecture')
-    objectives.check(config.objective.name, config.model.architecture, spec)
-    _check_attention(config)
-    _check_options(config)
+    made, size = {}, 0
+    for task, part in configs.tasks(config).items():
+        try:
+            spec = _spec(part, text)
+            objectives.check(part.objective.name, part.model.architecture, spec)
+            _check_attention(part)
+            _check_options(part)
+        except InputError as error:
+            raise InputError(f'config.tasks.{task}: {error}' if task else str(error)) from None
+        made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
     _check_evaluated(config)
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
@@ -69,8 +87,15 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
     )
     optimizer = optimizers.build(config.optimizer, learning_rate)
     with jax.set_mesh(device_mesh):
-        steps = Steps(config, spec.vocabulary.total, device_mesh, optimizer)
-    return Run(config, text, device_mesh, steps, learning_rate, _objective(config, spec))
+        steps = Steps(config, size, device_mesh, optimizer)
+    runs = {
+        task: Run(part, text, device_mesh, steps, learning_rate, objective, task)
+        for task, (part, objective) in made.items()
+    }
+    first = next(iter(runs.values()))
+    return (
+        dataclasses.replace(first, config=config, task='', others=runs) if config.tasks else first
+    )
 
 
 def _spec(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
@@ -82,7 +107,9 @@ def _spec(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
 
 def _objective(config: Config, spec: objectives.Spec) -> Objective:
     entry = OBJECTIVES[config.objective.name]
+    label = entry.label
     return Objective(
+        name=config.objective.name,
         fields=lambda tokens, rng, draw: entry.function(tokens, rng, spec, draw),
         window=objectives.window(entry, spec),
         least=entry.least,
@@ -92,7 +119,9 @@ def _objective(config: Config, spec: objectives.Spec) -> Objective:
         overlap=entry.overlap,
         whole=entry.whole,
         slides=entry.slides(config.objective),
-        pairs=entry.takes_pair,
+        takes=entry.takes,
+        label=label and (lambda text: label(text, config.objective)),
+        writes=entry.writes,
     )
 
 
@@ -158,13 +187,13 @@ def _check_options(config: Config) -> None:
                 f'config.model.attention = {model.attention} sees earlier tokens only, and what is '
                 f"hidden from '{name}' has two sides. Did you mean ('full',)?"
             )
-    if objective.takes_pair:
+    if objective.writes:
         from lm import metrics  # sacreBLEU takes a while to import.
 
         metrics.check_tokenizer(config.eval.bleu_tokenizer, 'config.eval.bleu_tokenizer')
     if objective.labels(config.objective) and config.data.packing:
         raise InputError(
-            f"config.objective.pairs = '{config.objective.pairs}' needs rows of one pair each: set "
+            f"config.objective.name = '{name}' with labels needs rows of one text each, or one pair: set "
             'config.data.packing = False.'
         )
 
@@ -177,7 +206,8 @@ def _check_evaluated(config: Config) -> None:
     if name not in ('latest', 'best') and not count:
         near = nearest(name, ('latest', 'best', 'average:5'))
         raise InputError(f'{place} is not known.{near}')
-    if name == 'best' and not (config.data.valid and kept.keep_best):
+    validates = any(part.data.valid for part in configs.tasks(config).values())
+    if name == 'best' and not (validates and kept.keep_best):
         raise InputError(
             f'{place} is that of the lowest validation loss: it needs config.data.valid, and '
             'config.checkpoint.keep_best = 1.'
@@ -215,6 +245,11 @@ def check_mesh(config: Config) -> Mesh:
         )
     place = 'config.eval.batch_size'
     mesh.check_batch(evaluation_rows(config), data.length, 1, device_mesh, place)
+    for task, part in configs.tasks(config).items() if config.tasks else ():
+        rows, length = part.data.batch_size, part.data.length
+        mesh.check_batch(rows, length, parts, device_mesh, f'config.tasks.{task}.data.batch_size')
+        if not config.eval.batch_size:
+            mesh.check_batch(evaluation_rows(part), length, 1, device_mesh, place)
     return device_mesh
 
 
@@ -231,8 +266,16 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     """
     if _present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
-    texts = source.parse(config.data.train, config.data)
-    return tokenizer.build(config.tokenizer, texts.documents)
+    sources = {
+        (part.data.train, part.data.document): source.parse(part.data.train, part.data)
+        for part in configs.tasks(config).values()
+    }
+
+    def documents() -> Iterator[str]:
+        for texts in sources.values():
+            yield from texts.documents()
+
+    return tokenizer.build(config.tokenizer, documents)
 
 
 def tokenized_splits(
@@ -244,6 +287,41 @@ def tokenized_splits(
         for name in names
         if (spec := getattr(config.data, name))
     }
+
+
+def mixture(
+    run: Run, splits: Mapping[str, Mapping[str, features.TokenizedSplit]]
+) -> mixtures.Mixture:
+    """Returns the training batches of a run, of which this host makes its rows.
+
+    Args:
+        run: the run.
+        splits: by task, and then by the split's name.
+
+    Raises:
+        InputError: a training split is too small, is not of what its objective learns from, or
+            `config.multitask` cannot be.
+    """
+    config = run.config
+    weights = configs.task_weights(config) or {'': (1.0, 1.0)}
+    datasets, rows = {}, []
+    for number, (task, part) in enumerate(run.tasks.items()):
+        data, split, objective = part.config.data, splits[task]['train'], part.objective
+        host = jax.process_index(), jax.process_count()
+        seed = config.seed + number
+        datasets[task] = pipeline.train_dataset(split, data, objective, seed, *host)
+        rows.append(len(pipeline.pack_split(split, objective, data.packing).rows))
+    first, last = np.array(list(weights.values())).T
+    tasks = mixtures.Tasks(tuple(datasets), first, last, np.array(rows, float))
+    steps, ahead = config.train.steps, config.data.prefetch
+    return mixtures.Mixture(datasets, tasks, config.multitask, steps, config.seed, ahead)
+
+
+def shares(run: Run, item: mixtures.Item) -> Rates:
+    """Returns what the step weights the tasks of an item by; None where it is of one."""
+    if not run.others or run.config.multitask.mode != 'joint':
+        return None
+    return {task: np.float32(item.rates[task]) for task in item.numbers}
 
 
 # ---------------------------------------------------------------------------------- the workdir

@@ -16,6 +16,9 @@ from lm.config import Config
 from lm.models import Model
 from lm.terms import Batch, Loss, Sums
 
+# By task; None where there is but one.
+Rates = dict[str, jax.Array] | None
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -62,6 +65,7 @@ def init_state(
 def train_step(
     state: TrainState,
     batch: Batch,
+    rates: Rates,
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -74,7 +78,9 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: fields [B, T] of the batch contract.
+        batch: fields [B, T] of the batch contract; of several tasks by task.
+        rates: of tasks that are learnt jointly, by task; what is minimised is the sum of their losses, each
+            times its rate. None: 1.
         loss: what is minimised.
         optimizer: the whole chain from gradient to update.
         accumulation: the batch goes through the model in so many equal parts; the result is the same.
@@ -83,11 +89,11 @@ def train_step(
     Returns:
         The state after it, and metrics as float32 scalars: `loss`, which is minimised; each term's sums
         divided by its weight (nats a token), those of terms but the main one as `TERM/NAME`; `grad_norm`,
-        `weight` of the main term, `skipped`, `skipped_in_a_row`.
+        `tokens` that went in (those of targets; no padding), `skipped`, `skipped_in_a_row`.
     """
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     weights = loss.weights(batch)
-    grads, (total, sums) = _gradient(state.params, batch, rng, weights, loss, accumulation)
+    grads, (total, sums) = _gradient(state.params, batch, rng, weights, loss, accumulation, rates)
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(total)
 
@@ -118,11 +124,18 @@ def train_step(
     metrics = terms.flat(means, loss.main) | {
         'loss': total,
         'grad_norm': grad_norm,
-        'weight': _one(weights[loss.main]),
+        'tokens': tokens_in(batch),
         'skipped': new.skipped,
         'skipped_in_a_row': new.skipped_in_a_row,
     }
     return new, metrics
+
+
+def tokens_in(batch: Any) -> jax.Array:
+    """Returns how many tokens the rows of `[B, T]` hold, float32; padding is none."""
+    if 'segment_ids' not in batch:
+        return sum(map(tokens_in, batch.values()))
+    return jnp.sum(batch['segment_ids'] > 0).astype(jnp.float32)
 
 
 def _one(weight: jax.Array) -> jax.Array:
@@ -137,13 +150,17 @@ def _gradient(
     weights: dict[str, jax.Array],
     loss: Loss,
     parts: int,
+    rates: Rates = None,
 ) -> tuple[Any, tuple[jax.Array, Sums]]:
     """Returns the gradient of the loss; and the loss and its terms' sums, over `parts` micro-batches."""
 
     def mean(params: Any, part: Batch, rng: jax.Array) -> Any:
         sums = loss.sums(params, part, rng)
         total = sum(
-            c * sums[name]['loss'] / _one(weights[name]) for name, c in loss.coefficients.items()
+            loss.coefficients[name]
+            * (rates[name.partition('/')[0]] if rates else 1.0)
+            * (found['loss'] / _one(weights[name]))
+            for name, found in sums.items()
         )
         return total, (total, sums)
 
@@ -179,15 +196,30 @@ def eval_step(params: Any, batch: Batch, *, loss: Loss) -> dict[str, jax.Array]:
 
 
 def norms(
-    state: TrainState, batch: Batch, step: jax.Array, *, loss: Loss, accumulation: int
+    state: TrainState,
+    batch: Batch,
+    rates: Rates,
+    step: jax.Array,
+    *,
+    loss: Loss,
+    accumulation: int,
 ) -> dict[str, Any]:
     """Returns the norm of each parameter and of its gradient at a step, for a post-mortem."""
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
-    grads, _ = _gradient(state.params, batch, rng, loss.weights(batch), loss, accumulation)
+    grads, _ = _gradient(state.params, batch, rng, loss.weights(batch), loss, accumulation, rates)
     return jax.tree.map(
         lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)))),
         {'gradient_norms': grads, 'parameter_norms': state.params},
     )
+
+
+def gradient_norm(
+    state: TrainState, batch: Batch, step: jax.Array, *, loss: Loss, accumulation: int
+) -> jax.Array:
+    """Returns the norm of the gradient of a batch's loss, all rates being 1."""
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+    grads, _ = _gradient(state.params, batch, rng, loss.weights(batch), loss, accumulation)
+    return optax.global_norm(grads)
 
 
 class Steps:
@@ -197,9 +229,10 @@ class Steps:
         model: the model.
         shapes: the state as `jax.ShapeDtypeStruct`s with shardings.
         init: `() -> state`.
-        train: `(state, batch) -> (state, metrics)`. The state is donated.
-        evaluate: `(params, batch) -> sums`.
-        norms: `(state, batch, step) -> {'gradient_norms', 'parameter_norms'}`.
+        step: `(state, batch, rates) -> (state, metrics)`. The state is donated.
+        evaluations: by task, `(params, batch) -> sums`.
+        gradient_norm: `(state, batch, step) -> norm`.
+        norms: `(state, batch, rates, step) -> {'gradient_norms', 'parameter_norms'}`.
     """
 
     def __init__(
@@ -209,7 +242,7 @@ class Steps:
         device_mesh: Mesh,
         optimizer: optax.GradientTransformation,
     ):
-        self.model, loss = terms.build(config, vocab_size, device_mesh)
+        self.model, loss, parts = terms.build(config, vocab_size, device_mesh)
 
         def init() -> TrainState:
             return init_state(self.model, optimizer, config, config.seed)
@@ -219,10 +252,11 @@ class Steps:
         replicated = NamedSharding(device_mesh, P())
         rows = mesh.batch_sharding(device_mesh)
 
-        def step(state: TrainState, batch: Batch) -> Any:
+        def step(state: TrainState, batch: Batch, rates: Rates) -> Any:
             return train_step(
                 state,
                 batch,
+                rates,
                 loss=loss,
                 optimizer=optimizer,
                 accumulation=config.optimizer.accumulation,
@@ -236,21 +270,36 @@ class Steps:
         )
         jit = functools.partial(jax.jit, compiler_options=backend.compiler_options())
         self.init = jit(init, out_shardings=shardings)
-        self.train = jit(
+        self.step = jit(
             step,
-            in_shardings=(shardings, rows),
+            in_shardings=(shardings, rows, replicated),
             out_shardings=(shardings, replicated),
             donate_argnums=0,
         )
-        self.evaluate = jit(
-            lambda params, batch: eval_step(params, batch, loss=loss),
-            in_shardings=(shardings.params, rows),
+        self.evaluations = {
+            task: jit(
+                functools.partial(eval_step, loss=part),
+                in_shardings=(shardings.params, rows),
+                out_shardings=replicated,
+            )
+            for task, part in parts.items()
+        }
+        self.gradient_norm = jit(
+            functools.partial(gradient_norm, loss=loss, accumulation=config.optimizer.accumulation),
             out_shardings=replicated,
         )
         self.norms = jit(
             functools.partial(norms, loss=loss, accumulation=config.optimizer.accumulation),
             out_shardings=replicated,
         )
+
+    def train(self, state: TrainState, batch: Batch, rates: Rates = None) -> Any:
+        """Calls `step`."""
+        return self.step(state, batch, rates)
+
+    def evaluate(self, params: Any, batch: Batch, task: str = '') -> dict[str, jax.Array]:
+        """Returns the sums of a batch of a task."""
+        return self.evaluations[task](params, batch)
 
     @property
     def parameters(self) -> int:

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lm import config as configs
 from lm import losses, mesh, models
 from lm.config import Config
-from lm.errors import lookup
+from lm.errors import InputError, lookup
 from lm.models import Electra, Model
 from lm.models.heads import Head
 from lm.objectives import OBJECTIVES
@@ -34,16 +35,19 @@ class Loss:
             Without an rng it is the loss of evaluation: no dropout, no label smoothing, no z-loss.
         weights: `batch -> {term: weight}`, float32 scalars.
         coefficients: of the terms. The first is the main one, which perplexity is of.
+        tasks: those that it is a sum of; a batch is then `{task: fields}` of some or all of them. A
+            task's main term has its name, the others are `TASK/TERM`.
     """
 
     sums: Callable[[Any, Batch, jax.Array | None], Sums]
     weights: Callable[[Batch], dict[str, jax.Array]]
     coefficients: dict[str, float]
+    tasks: tuple[str, ...] = ()
 
     @property
     def main(self) -> str:
-        """The first term."""
-        return next(iter(self.coefficients))
+        """The first term; '' where each task has one."""
+        return '' if self.tasks else next(iter(self.coefficients))
 
 
 # Fields of a batch that models take, besides `inputs`.
@@ -89,7 +93,7 @@ def hidden(
     )
 
 
-def next_token(model: Model, config: Config, device_mesh: Mesh) -> Loss:
+def next_token(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
     """Returns the cross-entropy of next tokens, of decoders and encoder-decoders."""
     segments = config.data.packing or config.model.architecture != 'decoder'
 
@@ -101,10 +105,10 @@ def next_token(model: Model, config: Config, device_mesh: Mesh) -> Loss:
     return Loss(sums, lambda batch: {'tokens': jnp.sum(batch['loss_weights'])}, {'tokens': 1.0})
 
 
-def masked(model: Model, config: Config, device_mesh: Mesh) -> Loss:
+def masked(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
     """Returns the cross-entropy of masked tokens, of encoders, and that of a pair's label."""
     most = _most_predictions(config, device_mesh)
-    pairs = any(name == 'pair' for name, _ in model.heads)
+    pairs = bool(config.objective.pairs) and config.objective.name == 'masked'
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
         vectors = hidden(model, params, batch, rng, segments=True)
@@ -113,7 +117,7 @@ def masked(model: Model, config: Config, device_mesh: Mesh) -> Loss:
         found = {'tokens': _cross_entropy(logits, picked, fields, rng, model, config, device_mesh)}
         if pairs:
             picked, fields = pick(vectors, batch, ('labels', 'label_weights'), 1)
-            logits = _head(model, params, 'pair', rng)(picked)
+            logits = _head(model, params, own(task, 'pair'), rng)(picked)
             total, _, metrics = losses.cross_entropy(logits, *fields.values())
             found['pair'] = {'loss': total} | metrics
         return found
@@ -125,7 +129,7 @@ def masked(model: Model, config: Config, device_mesh: Mesh) -> Loss:
     return Loss(sums, weights, {'tokens': 1.0, 'pair': 1.0} if pairs else {'tokens': 1.0})
 
 
-def replaced(model: Model, config: Config, device_mesh: Mesh) -> Loss:
+def replaced(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
     """Returns the loss of the discriminator, nats a token that is there, and that of the generator.
 
     What the generator fills in is drawn from its probabilities, without a gradient.
@@ -167,6 +171,104 @@ def replaced(model: Model, config: Config, device_mesh: Mesh) -> Loss:
 
     weight = config.objective.discriminator_weight
     return Loss(sums, weights, {'discriminator': weight, 'generator': 1.0})
+
+
+def classified(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
+    """Returns the cross-entropy of a class, nats a text, from its first token's vector."""
+
+    def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
+        vectors = hidden(model, params, batch, rng, segments=True)
+        picked, fields = pick(vectors, batch, ('labels', 'label_weights'), 1)
+        logits = _head(model, params, own(task, 'label'), rng)(picked)
+        total, _, metrics = losses.cross_entropy(logits, *fields.values())
+        return {'label': {'loss': total} | metrics}
+
+    return Loss(sums, _label_weight, {'label': 1.0})
+
+
+def regressed(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
+    """Returns the squared error of a value, from the text's first token's vector.
+
+    Its sums are also those that Pearson's correlation is made of: of x (what is predicted), y, and their
+    products.
+    """
+
+    def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
+        vectors = hidden(model, params, batch, rng, segments=True)
+        picked, fields = pick(vectors, batch, ('label_values', 'label_weights'), 1)
+        x = _head(model, params, own(task, 'label'), rng)(picked)[..., 0]  # [B, 1]
+        y, weight = fields.values()
+        products = {'x': x, 'y': y, 'xx': x * x, 'yy': y * y, 'xy': x * y}
+        error = jnp.sum(weight * (x - y) ** 2)
+        metrics = {name: jnp.sum(weight * value) for name, value in products.items()}
+        return {'label': {'loss': error} | jax.lax.stop_gradient({'error': error} | metrics)}
+
+    return Loss(sums, _label_weight, {'label': 1.0})
+
+
+def contrasted(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
+    """Returns the cross-entropy of a pair's second text among those of the batch, nats a pair.
+
+    Vectors of texts are means over their tokens, compared by their cosine (Gao et al. 2021,
+    https://arxiv.org/abs/2104.08821). With gradient accumulation a batch is a micro-batch.
+    """
+
+    def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
+        there = batch['segment_ids'] > 0
+        second = there & (batch['token_types'] > 0)
+        # Each text has a row's place 0, and sees itself only.
+        start = jnp.sum(there & ~second, axis=1, keepdims=True)
+        alone = {
+            'inputs': batch['inputs'],
+            'segment_ids': there.astype(jnp.int32) + second,
+            'positions': batch['positions'] - jnp.where(second, start, 0),
+        }
+        vectors = hidden(model, params, alone, rng, segments=True).astype(jnp.float32)
+        which = jnp.stack([there & ~second, second], axis=1).astype(jnp.float32)  # [B, 2, T]
+        texts = jnp.einsum('bst,btd->sbd', which, vectors)
+        texts /= jnp.linalg.norm(texts, axis=-1, keepdims=True) + 1e-6  # [2, B, D]
+        weights = jnp.sum(batch['label_weights'], axis=1)  # [B]
+        logits = texts[0] @ texts[1].T / config.objective.similarity_temperature
+        logits = jnp.where(weights > 0, logits, -1e9)  # Rows that fill a batch are no choice.
+        total, _, metrics = losses.cross_entropy(logits, jnp.arange(len(weights)), weights)
+        return {'label': {'loss': total} | metrics}
+
+    return Loss(sums, _label_weight, {'label': 1.0})
+
+
+def _label_weight(batch: Batch) -> dict[str, jax.Array]:
+    return {'label': jnp.sum(batch['label_weights'])}
+
+
+def joined(parts: dict[str, Loss]) -> Loss:
+    """Returns the loss of several tasks, of those that a batch has."""
+
+    def name(task: str, term: str) -> str:
+        return task if term == parts[task].main else f'{task}/{term}'
+
+    def of_each(function: Callable[[str, Batch], dict[str, Any]], batch: dict[str, Batch]) -> Any:
+        return {
+            name(task, term): value
+            for task in parts
+            if task in batch
+            for term, value in function(task, batch[task]).items()
+        }
+
+    def sums(params: Any, batch: dict[str, Batch], rng: jax.Array | None) -> Sums:
+        keys = (
+            {task: jax.random.fold_in(rng, i) for i, task in enumerate(parts)}
+            if rng is not None
+            else {}
+        )
+        return of_each(lambda task, part: parts[task].sums(params, part, keys.get(task)), batch)
+
+    def weights(batch: dict[str, Batch]) -> dict[str, jax.Array]:
+        return of_each(lambda task, part: parts[task].weights(part), batch)
+
+    coefficients = {
+        name(task, term): c for task, loss in parts.items() for term, c in loss.coefficients.items()
+    }
+    return Loss(sums, weights, coefficients, tuple(parts))
 
 
 def pick(
@@ -239,52 +341,86 @@ def _most_predictions(config: Config, device_mesh: Mesh) -> int:
     return min(length, -(-most // step) * step)
 
 
-def _with_next_token(config: Config, vocab_size: int, device_mesh: Mesh) -> tuple[Model, Loss]:
-    model = models.build(config, vocab_size)
-    return model, next_token(model, config, device_mesh)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an objective is learnt.
+
+    Attributes:
+        loss: (model, config, mesh, task) -> the loss; `own(task, name)` are its heads.
+        heads: config -> heads of an encoder, by name. Tasks share `tokens`, and have others of their own.
+        streams: the encoder has a second stream.
+        model: (config, V, heads, streams) -> the model.
+    """
+
+    loss: Callable[[Model, Config, Mesh, str], Loss]
+    heads: Callable[[Config], dict[str, Head]] = lambda config: {}
+    streams: bool = False
+    model: Callable[..., Model] = models.build
 
 
-def _with_masked(config: Config, vocab_size: int, device_mesh: Mesh) -> tuple[Model, Loss]:
+def _masked_heads(config: Config) -> dict[str, Head]:
     heads = {'tokens': Head('tokens')}
-    if config.objective.pairs:
-        heads['pair'] = Head('pooled', 2)
-    model = models.build(config, vocab_size, heads)
-    return model, masked(model, config, device_mesh)
+    return heads | ({'pair': Head('pooled', 2)} if config.objective.pairs else {})
 
 
-def _with_streams(config: Config, vocab_size: int, device_mesh: Mesh) -> tuple[Model, Loss]:
-    model = models.build(config, vocab_size, {'tokens': Head('output')}, streams=True)
-    return model, masked(model, config, device_mesh)
+def _electra(config: Config, vocab_size: int, heads: dict[str, Head], streams: bool) -> Model:
+    return Electra(config.model, vocab_size, config.data.length, config.objective.generator_size)
 
 
-def _with_generator(config: Config, vocab_size: int, device_mesh: Mesh) -> tuple[Model, Loss]:
-    size = config.objective.generator_size
-    model = Electra(config.model, vocab_size, config.data.length, size)
-    return model, replaced(model, config, device_mesh)
-
-
-# Name in `config.objective` -> the model and the loss of (config, V, mesh).
+# Name in `config.objective` -> how it is learnt.
 TERMS = {
-    'causal': _with_next_token,
-    'prefix': _with_next_token,
-    'masked': _with_masked,
-    'permutation': _with_streams,
-    'replaced': _with_generator,
-    'span_corruption': _with_next_token,
-    'ul2': _with_next_token,
-    'denoising': _with_next_token,
-    'seq2seq': _with_next_token,
+    'causal': Recipe(next_token),
+    'prefix': Recipe(next_token),
+    'masked': Recipe(masked, _masked_heads),
+    'permutation': Recipe(masked, lambda config: {'tokens': Head('output')}, streams=True),
+    'replaced': Recipe(replaced, model=_electra),
+    'span_corruption': Recipe(next_token),
+    'ul2': Recipe(next_token),
+    'denoising': Recipe(next_token),
+    'seq2seq': Recipe(next_token),
+    'classification': Recipe(
+        classified, lambda config: {'label': Head('pooled', len(config.objective.classes))}
+    ),
+    'similarity': Recipe(regressed, lambda config: {'label': Head('pooled', 1)}),
+    'contrastive': Recipe(contrasted),
 }
 
 
-def build(config: Config, vocab_size: int, device_mesh: Mesh) -> tuple[Model, Loss]:
-    """Returns the model of a config, and what it is trained to do.
+def own(task: str, head: str) -> str:
+    """Returns the name of a task's head; all tasks share `tokens`."""
+    return f'{task}_{head}' if task and head != 'tokens' else head
+
+
+def build(
+    config: Config, vocab_size: int, device_mesh: Mesh
+) -> tuple[Model, Loss, dict[str, Loss]]:
+    """Returns the model of a config, what it is trained to do, and the loss of each task.
 
     Raises:
-        InputError: there is no such objective or architecture.
+        InputError: there is no such objective or architecture, or the tasks cannot share a model.
     """
-    make = lookup(TERMS, config.objective.name, 'config.objective.name')
-    return make(config, vocab_size, device_mesh)
+    tasks = configs.tasks(config)
+    recipes = {
+        task: lookup(TERMS, part.objective.name, 'config.objective.name')
+        for task, part in tasks.items()
+    }
+    kinds = {(recipe.model, recipe.streams) for recipe in recipes.values()}
+    heads: dict[str, Head] = {}
+    for task, recipe in recipes.items():
+        for name, head in recipe.heads(tasks[task]).items():
+            if heads.setdefault(own(task, name), head) != head:
+                kinds.add((None, name))
+    if len(kinds) > 1 or (_electra, False) in kinds and len(tasks) > 1:
+        names = ', '.join(f"'{part.objective.name}'" for part in tasks.values())
+        raise InputError(
+            f'config.tasks: the objectives {names} are of models of different kinds; train them apart.'
+        )
+    ((make, streams),) = kinds
+    model = make(config, vocab_size, heads, streams)
+    parts = {
+        task: recipe.loss(model, tasks[task], device_mesh, task) for task, recipe in recipes.items()
+    }
+    return model, joined(parts) if config.tasks else parts[''], parts
 
 
 def flat(sums: Sums, main: str) -> dict[str, jax.Array]:

@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from lm import memory, mesh, report, throughput, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.data import pipeline
+from lm.data.features import TokenizedSplit
+from lm.data.mixture import Item, Mixture
 from lm.errors import RunStopped
 from lm.evaluate import measure
 from lm.inference import LanguageModel, chosen, parameters
@@ -51,15 +55,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         # ---------------------------------------------------------------- build
         text = runs.build_tokenizer(config, workdir)
         run = runs.build(config, text, device_mesh)
-        splits = runs.tokenized_splits(config, text)
-        dataset = pipeline.train_dataset(
-            splits['train'],
-            config.data,
-            run.objective,
-            config.seed,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-        )
+        splits = {
+            task: runs.tokenized_splits(part.config, text) for task, part in run.tasks.items()
+        }
+        mixture = runs.mixture(run, splits)
         runs.begin(workdir, config, text)
         # -------------------------------------------------------------- restore
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
@@ -78,8 +77,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             **_invalid_bytes(splits),
         )
         # ----------------------------------------------------------------- loop
-        loop = Loop(run, workdir, splits, dataset, checkpoints, step)
-        state, step = loop.train(state, data_state['next_index'])
+        loop = Loop(run, workdir, splits, mixture, checkpoints, step)
+        state, step = loop.train(state, data_state)
         # --------------------------------------------------------------- report
         return finish(loop, state, step, time.time() - started)
 
@@ -89,7 +88,7 @@ class Pending:
     """Metrics that are still on the device."""
 
     step: int
-    index: int
+    item: Item
     metrics: dict[str, jax.Array]
 
 
@@ -100,31 +99,37 @@ class Loop:
         self,
         run: Run,
         workdir: Path,
-        splits: dict[str, Any],
-        dataset: Any,
+        splits: dict[str, dict[str, TokenizedSplit]],
+        mixture: Mixture,
         checkpoints: Checkpoints,
         start: int,
     ) -> None:
         self.run, self.workdir, self.splits = run, workdir, splits
-        self.config, self.dataset, self.checkpoints = run.config, dataset, checkpoints
+        self.config, self.mixture, self.checkpoints = run.config, mixture, checkpoints
         self.start = start
         self.meter = throughput.Meter()
-        self.evaluated: dict[int, dict[str, Any]] = {}  # whole evaluations of `valid`, by step
+        self.evaluated: dict[
+            int, dict[str, Any]
+        ] = {}  # whole evaluations of `valid`, by step and task
+        self.since: dict[
+            str, list[float]
+        ] = {}  # sums and counts of metrics since they were last logged
         self.stop = threading.Event()
         self.writer: MetricsWriter
         self.progress: Progress
 
-    def train(self, state: TrainState, next_index: int) -> tuple[TrainState, int]:
+    def train(self, state: TrainState, data_state: dict[str, Any]) -> tuple[TrainState, int]:
         """Takes the steps that are left. Returns the last state and its step.
 
         The device is never waited for: a step is dispatched before the metrics of the one before it are
         fetched, batches are put on the device ahead, and checkpoints are written in the background.
         """
         config, step = self.config, self.start
-        batches = mesh.prefetch(
-            pipeline.batches(self.dataset, next_index),
+        self.since = {name: [*sums] for name, sums in data_state.get('since', {}).items()}
+        items = mesh.prefetch(
+            self.mixture.items(data_state),
             config.data.prefetch,
-            lambda item: (item[0], mesh.put(item[1], self.run.mesh)),
+            lambda item: item._replace(batch=mesh.put(item.batch, self.run.mesh)),
         )
         pending, main = None, jax.process_index() == 0
         done = {line['step'] for line in read_metrics(self.workdir) if 'valid/loss' in line}
@@ -138,12 +143,16 @@ class Loop:
                 self.evaluate(state, step)  # A stop came before it.
             stops = False
             while step < config.train.steps and not stops:
-                index, batch = next(batches)
-                state, metrics = self.run.steps.train(state, batch)
+                item = next(items)
+                lengths = self.gradient_norms(state, item)
+                state, metrics = self.run.steps.train(
+                    state, item.batch, runs.shares(self.run, item)
+                )
                 step += 1
                 if pending:
                     self.record(pending, state)
-                pending = Pending(step, index, metrics)
+                item = item._replace(batch=None)  # It would stay on the device.
+                pending = Pending(step, item, metrics | lengths)
 
                 stops = self.stops(step)
                 evaluates = self.evaluates(step) and not stops
@@ -155,11 +164,16 @@ class Loop:
                     with self.meter.pause():
                         loss = self.evaluate(state, step) if evaluates else None
                         if saves:
-                            self.checkpoints.save(step, state, {'next_index': index + 1}, loss)
+                            self.checkpoints.save(step, state, self.data_state(item), loss)
             if stops:
                 self.progress.note(f'Asked to stop: saving step {step}.')
             self.checkpoints.wait()
         return state, step
+
+    def data_state(self, item: Item) -> dict[str, Any]:
+        """Returns what a checkpoint keeps besides the state of the step (JSON)."""
+        since = {name: [*sums] for name, sums in self.since.items()}
+        return self.mixture.state(item) | ({'since': since} if since else {})
 
     def ends(self, step: int) -> bool:
         """Returns whether this is the last step."""
@@ -176,9 +190,20 @@ class Loop:
 
     def evaluates(self, step: int) -> bool:
         """Returns whether `data.valid` is to be evaluated after this step."""
-        return 'valid' in self.splits and (
+        return any('valid' in splits for splits in self.splits.values()) and (
             self.ends(step) or _every(self.config.train.eval_every, step)
         )
+
+    def gradient_norms(self, state: TrainState, item: Item) -> dict[str, jax.Array]:
+        """Returns `TASK/grad_norm` of a joint step where the rates follow them; once a window."""
+        options = self.config.multitask
+        wanted = self.mixture.joint and options.rates == 'gradient_norm' and self.run.others
+        if not wanted or item.step % options.every:
+            return {}
+        return {
+            f'{task}/grad_norm': self.run.steps.gradient_norm(state, {task: fields}, item.step)
+            for task, fields in item.batch.items()
+        }
 
     def record(self, pending: Pending, state: TrainState) -> None:
         """Writes the metrics of a step, and stops the run if too many in a row were skipped."""
@@ -189,69 +214,103 @@ class Loop:
             self.checkpoints.prepare(self.run.steps.shapes)
             memory.keep()
         else:
-            self.meter.add(metrics['weight'])
+            self.meter.add(metrics['tokens'])
         if metrics['skipped_in_a_row'] >= config.train.max_bad_steps:
             raise RunStopped(self.post_mortem(pending, state, metrics))
+        values = self.measured(pending.item, metrics)
         if not (
             _every(config.train.log_every, pending.step) or pending.step in (1, config.train.steps)
         ):
             return
         taken = pending.step - 1 - metrics['skipped']
-        values = {
-            'loss': metrics['nats'],
+        values |= {
             'learning_rate': float(self.run.learning_rate(taken)),
             'grad_norm': metrics['grad_norm'],
-            'accuracy': metrics['correct'],
             'skipped': metrics['skipped'],
         }
-        terms = {
-            f'{name.removesuffix(end)}/{shown}': value
-            for end, shown in (('/nats', 'loss'), ('/correct', 'accuracy'))
-            for name, value in metrics.items()
-            if name.endswith(end)
-        }
-        if terms or config.loss.label_smoothing or config.loss.z_loss:
-            values |= terms | {'objective': metrics['loss']}
         shown = {name: values[name] for name in ('loss', 'learning_rate')}
         if speed := self.meter.read():
             values['tokens_per_second'] = shown['tokens_per_second'] = speed
         self.writer.write(pending.step, {f'train/{name}': value for name, value in values.items()})
         self.progress.update(pending.step, **shown)
 
+    def measured(self, item: Item, metrics: dict[str, float]) -> dict[str, float]:
+        """Returns the losses to be logged: those of the step, or of several tasks since the last log."""
+        shown = {'nats': 'loss', 'error': 'loss', 'correct': 'accuracy'}
+        found = {}
+        for name, value in metrics.items():
+            term, slash, kind = name.rpartition('/')
+            if kind in shown:
+                found[f'{term}{slash}{shown[kind]}'] = value
+        if not self.run.others:
+            loss = self.config.loss
+            if len(found) > 2 or loss.label_smoothing or loss.z_loss:
+                found['objective'] = metrics['loss']
+            return found
+        norms = {
+            task: metrics.get(
+                f'{task}/grad_norm', math.nan if self.mixture.joint else metrics['grad_norm']
+            )
+            for task in item.numbers
+        }
+        self.mixture.observe(
+            item.step, {task: (found[f'{task}/loss'], norm) for task, norm in norms.items()}
+        )
+        for name, value in [('loss', metrics['loss']), *found.items()]:
+            total = self.since.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += 1
+        logs = _every(self.config.train.log_every, item.step + 1)
+        since, self.since = self.since, {} if logs else self.since
+        means = {name: total / count for name, (total, count) in since.items()}
+        return means | {f'{task}/rate': rate for task, rate in item.rates.items()}
+
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates `data.valid`, writes the result, and returns the loss."""
-        result = perplexity(
-            self.run,
-            evaluated_params(state),
-            self.splits['valid'],
-            self.config.eval.batches,
-            'valid',
-        )
-        if not self.config.eval.batches:
-            self.evaluated[step] = result
-        self.writer.write(
-            step, {f'valid/{k}': result[k] for k in ('loss', 'perplexity', 'accuracy')}
-        )
-        self.progress.note(
-            f'step {step}: validation loss {result["loss"]:.4f} nats a token, '
-            f'perplexity {result["perplexity"]:.2f}'
-        )
-        return result['loss']
+        params, batches = evaluated_params(state), self.config.eval.batches
+        results = {
+            task: perplexity(part, params, self.splits[task]['valid'], batches, f'{task} valid')
+            for task, part in self.run.tasks.items()
+            if 'valid' in self.splits[task]
+        }
+        if not batches:
+            self.evaluated[step] = results
+        values, notes = {}, []
+        for task, result in results.items():
+            kept = ('loss', 'perplexity', 'accuracy', 'pearson')
+            prefix = f'{task}/' if task else ''
+            values |= {f'valid/{prefix}{k}': result[k] for k in kept if result.get(k) is not None}
+            notes.append(f'{task} {_described(result)}'.lstrip())
+        if self.run.others:
+            weights = dict(zip(self.run.others, self.mixture.rates(0), strict=True))
+            total = sum(weights[task] for task in results)
+            values['valid/loss'] = (
+                sum(weights[task] * result['loss'] for task, result in results.items()) / total
+            )
+        self.writer.write(step, values)
+        self.progress.note(f'step {step}: validation {"; ".join(notes)}')
+        return values['valid/loss']
 
     def post_mortem(self, pending: Pending, state: TrainState, metrics: dict[str, float]) -> str:
         """Writes what is known of the bad step to `nonfinite.json`; returns the line for a person."""
-        batch = mesh.put(self.dataset[pending.index], self.run.mesh)
-        norms = jax.device_get(self.run.steps.norms(state, batch, pending.step - 1))
+        item = pending.item
+        batch = mesh.put(self.mixture.batch(item.numbers), self.run.mesh)
+        rates = runs.shares(self.run, item)
+        norms = jax.device_get(self.run.steps.norms(state, batch, rates, pending.step - 1))
+        batches = {
+            task: pipeline.describe(
+                self.splits[task]['train'],
+                (part := self.run.tasks[task]).config.data,
+                part.objective,
+                self.config.seed + list(self.run.tasks).index(task),
+                number,
+            )
+            for task, number in item.numbers.items()
+        }
         path = self.workdir / 'nonfinite.json'
         content = {
             'step': pending.step,
-            'batch': pipeline.describe(
-                self.splits['train'],
-                self.config.data,
-                self.run.objective,
-                self.config.seed,
-                pending.index,
-            ),
+            'batch': batches.get('', batches),
             'metrics': {name: repr(value) for name, value in metrics.items()},
         } | {
             name: {
@@ -264,7 +323,7 @@ class Loop:
             atomic_write(path, json.dumps(content, indent=1) + '\n')
         return (
             f'step {pending.step}: the gradient was not finite {self.config.train.max_bad_steps} steps '
-            f'in a row (batch {pending.index}). Norms and the batch are in {path}. '
+            f'in a row (batch {item.step}). Norms and the batch are in {path}. '
             'Lower config.optimizer.learning_rate in a new --workdir, or look at the data.'
         )
 
@@ -279,11 +338,15 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     params = evaluated_params(state)
     results, tasks, samples = {}, {}, []
     if finished:
-        known = {'valid': loop.evaluated[step]} if step in loop.evaluated else {}
+        known = loop.evaluated.get(step, {})
         if config.eval.checkpoint != 'latest':
             steps = chosen(loop.checkpoints, config.eval.checkpoint, config, workdir)
             params, known = parameters(run, loop.checkpoints, steps)[1], {}
-        splits = {name: split for name, split in loop.splits.items() if name != 'train'}
+        splits = {
+            task: {name: split for name, split in parts.items() if name != 'train'}
+            for task, parts in loop.splits.items()
+        }
+        known = {task: {'valid': result} for task, result in known.items()}
         results, tasks, samples = measure(run, params, splits, workdir / 'predictions', known)
         samples = samples or LanguageModel(run, params).samples(config.generate, config.seed)
     decoder = config.model.architecture == 'decoder'  # Others are not counted yet.
@@ -322,6 +385,15 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     return written
 
 
+def _described(result: Mapping[str, Any]) -> str:
+    """Returns a line's worth of an evaluation."""
+    loss = f'loss {result["loss"]:.4f}'
+    if 'perplexity' in result:
+        return f'{loss} nats a token, perplexity {result["perplexity"]:.2f}'
+    name = 'accuracy' if 'accuracy' in result else 'pearson'
+    return f'{loss}, {name} {result[name]:.3f}' if result[name] is not None else loss
+
+
 def _earlier_throughput(workdir: Path) -> dict[str, Any] | None:
     """Returns what the workdir's report says of the speed, or None without a whole report."""
     try:
@@ -330,15 +402,18 @@ def _earlier_throughput(workdir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _invalid_bytes(splits: dict[str, Any]) -> dict[str, Any]:
+def _invalid_bytes(splits: Mapping[str, Mapping[str, TokenizedSplit]]) -> dict[str, Any]:
     """Says how many bytes were not UTF-8; returns it for the history, by split."""
-    found = {name: split.invalid_bytes for name, split in splits.items() if split.invalid_bytes}
-    for name, count in found.items():
-        print(
-            f"warning: {count:,} bytes of the {name} source '{splits[name].spec}' are not UTF-8; they "
-            'became U+FFFD.',
-            file=sys.stderr,
-        )
+    found = {}
+    for task, parts in splits.items():
+        for name, split in parts.items():
+            if split.invalid_bytes:
+                found[f'{task} {name}'.lstrip()] = split.invalid_bytes
+                print(
+                    f"warning: {split.invalid_bytes:,} bytes of the {name} source '{split.spec}' are not "
+                    'UTF-8; they became U+FFFD.',
+                    file=sys.stderr,
+                )
     return {'invalid_utf8_bytes': found} if found else {}
 
 

@@ -42,14 +42,23 @@ SECTIONS = {
     'ul2': {'model': BOTH, 'tokenizer': {'sentinels': 30}},
     'denoising': {'model': BOTH, 'tokenizer': {'mask': True}},
     'seq2seq': {'model': BOTH},
+    'classification': {'model': ENCODER, 'data': {'packing': False}},
+    'similarity': {'model': ENCODER, 'data': {'packing': False}},
+    'contrastive': {'model': ENCODER, 'data': {'packing': False}},
 }
 
 
 def make_config(folder, name, **more):
     texts = [' '.join(WORDS[i * j % len(WORDS)] for j in range(1, 12)) + '.' for i in range(1, 60)]
     (folder / 'text.txt').write_text('\n'.join(texts))
-    (folder / 'pairs.tsv').write_text('\n'.join(f'{t[:30]}\t{t[:30].upper()}' for t in texts))
-    source = f'tsv:{folder}/pairs.tsv' if name == 'seq2seq' else f'text:{folder}/text.txt'
+    rows = [f'{t[:18]}\t{t[:18].upper()}\t{int("cat" in t[:18])}' for t in texts]
+    (folder / 'pairs.tsv').write_text('\n'.join(rows))
+    source = {
+        'seq2seq': f'tsv:{folder}/pairs.tsv',
+        'contrastive': f'tsv:{folder}/pairs.tsv',
+        'classification': f'tsv:{folder}/pairs.tsv#0,1=2',
+        'similarity': f'tsv:{folder}/pairs.tsv#0,1=2',
+    }.get(name, f'text:{folder}/text.txt')
     sections = {key: dict(value) for key, value in SECTIONS[name].items()}
     for key, value in more.items():
         sections[key] = sections.get(key, {}) | value

@@ -42,7 +42,7 @@ def kind(operation: str, source: str) -> str:
 def measure(dtype: str, vocab: int, scan: bool) -> tuple[float, dict[str, float]]:
     """Returns seconds a step (median), and the busy seconds of each kind in it."""
     steps, state, fields = lm_gpt.build(Shape(vocab=vocab), 8, dtype, scan)
-    text = steps.train.lower(state, fields).compile().as_text()
+    text = steps.step.lower(state, fields, None).compile().as_text()
     sources = dict(
         re.findall(r'^\s*(?:ROOT )?%([\w.\-]+) = .*?op_name="([^"]*)"', text, flags=re.M)
     )

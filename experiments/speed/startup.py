@@ -49,7 +49,7 @@ def first_step_lm(layers: int, scan: bool, compile_only: bool, cache: str) -> di
         steps = Steps(c, shape.vocab, device_mesh, optimizers.build(c.optimizer, schedule))
         batch = mesh.put(fields, device_mesh)
         if compile_only:
-            lowered = steps.train.lower(steps.shapes, batch)
+            lowered = steps.step.lower(steps.shapes, batch, None)
             start = time.perf_counter()
             lowered.compile()
             return {'work': time.perf_counter() - start}

@@ -1,9 +1,10 @@
 """Text, tokenized once and kept by content.
 
 A folder of the cache holds one source in the ids of one tokenizer: `tokens.bin` (uint16, or uint32 for
-large vocabularies), each document as BOS, its tokens, EOS; `offsets.npy`, where each begins; and
-`meta.json`. Its name is a hash of all that decides it, and it appears whole or not at all, so that
-several hosts, or a kill, do no harm.
+large vocabularies), each document as BOS, its tokens, EOS; `offsets.npy`, where each begins;
+`labels.npy`, where texts have labels, as numbers of the names that `meta.json` lists; and that. Its name is
+a hash of all that decides it, and it appears whole or not at all, so that several hosts, or a kill, do
+no harm.
 """
 
 import collections
@@ -48,6 +49,8 @@ class TokenizedSplit:
         num_bytes: UTF-8 bytes of the text, the denominator of bits per byte.
         num_words: words of the text separated by white space, that of word perplexity.
         invalid_bytes: bytes of the source that were not UTF-8.
+        label_names: the labels, in the order of their first text; () where there are none.
+        labels: int32 [texts], or [pairs]: the number of each one's label; or None.
         paired: documents 2i and 2i + 1 are two sides of one thing, such as a text and its translation.
             The second is what is predicted: only it counts in num_targets, num_bytes and num_words.
     """
@@ -62,6 +65,8 @@ class TokenizedSplit:
     num_words: int
     invalid_bytes: int
     paired: bool = False
+    label_names: tuple[str, ...] = ()
+    labels: np.ndarray | None = None
 
     def document(self, index: int) -> np.ndarray:
         """Returns the stored tokens of a document, int32: BOS, its tokens, EOS."""
@@ -132,10 +137,15 @@ def _open(folder: Path, spec: str) -> TokenizedSplit | None:
         meta = json.loads((folder / 'meta.json').read_text())
         offsets = np.load(folder / 'offsets.npy')
         tokens = np.memmap(folder / 'tokens.bin', meta.pop('dtype'), 'r')
-        split = TokenizedSplit(spec=spec, key=folder.name, tokens=tokens, offsets=offsets, **meta)
+        names = tuple(meta.pop('label_names', ()))
+        labels = np.load(folder / 'labels.npy') if names else None
+        facts = {'tokens': tokens, 'offsets': offsets, 'label_names': names, 'labels': labels}
+        split = TokenizedSplit(spec=spec, key=folder.name, **facts, **meta)
     except (OSError, ValueError, TypeError, KeyError, EOFError):
         return None
     whole = len(offsets) == split.num_documents + 1 and len(tokens) == offsets[-1]
+    if labels is not None:
+        whole &= len(labels) * (1 + split.paired) == split.num_documents
     return split if whole else None
 
 
@@ -145,7 +155,8 @@ def _write(folder: Path, source: Source, tokenizer: Tokenizer, workers: int, lab
     try:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         encode = functools.partial(_encode, tokenizer=tokenizer, dtype=dtype, paired=source.paired)
-        blocks = _blocks(source.records(), tokenizer.splits_at_newlines)
+        labels = _Labels()
+        blocks = _blocks(labels.noted(source.records()), tokenizer.splits_at_newlines)
         totals: collections.Counter[str] = collections.Counter()
         offsets = [np.zeros(1, np.int64)]
         with (partial / 'tokens.bin').open('wb') as file, _progress(label) as bar:
@@ -165,6 +176,9 @@ def _write(folder: Path, source: Source, tokenizer: Tokenizer, workers: int, lab
             'dtype': dtype.name,
             'paired': source.paired,
         }
+        if labels.numbers:
+            meta['label_names'] = list(labels.names)
+            np.save(partial / 'labels.npy', np.array(labels.numbers, np.int32))
         (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
         _publish(partial, folder)
     finally:
@@ -178,6 +192,25 @@ def _publish(partial: Path, folder: Path) -> None:
     except OSError:
         if _open(folder, '') is None:
             raise
+
+
+class _Labels:
+    """The labels of the documents that pass.
+
+    Attributes:
+        names: those seen, with the number of each.
+        numbers: of each document that has one.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.numbers: list[int] = []
+
+    def noted(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            if document.label:
+                self.numbers.append(self.names.setdefault(document.label, len(self.names)))
+            yield document
 
 
 # --- blocks of text, in several threads ------------------------------------------------------------
@@ -212,9 +245,10 @@ class _Encoded(NamedTuple):
 def _blocks(documents: Iterable[Document], cut: bool) -> Iterator[_Block]:
     """Yields blocks of about `_BLOCK` characters; long documents are cut, after newlines."""
     texts, begun, size, invalid, first = [], False, 0, 0, 0
-    for number, (text, invalid_bytes) in enumerate(documents):
+    for number, document in enumerate(documents):
+        text = document.text
         first = first if texts else number
-        invalid += invalid_bytes
+        invalid += document.invalid_bytes
         start = 0
         while start < len(text):
             stop = text.find('\n', start + _BLOCK) + 1 if cut else 0

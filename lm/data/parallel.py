@@ -8,13 +8,12 @@ import itertools
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lm.data.slices import Document
-from lm.errors import InputError, nearest
+from lm.errors import InputError
 
 _BRACES = re.compile(r'([^{}]*)\{([^{},]+),([^{},]+)\}([^{}]*)')
 
@@ -63,39 +62,6 @@ def side_by_side(sources: Iterable[Document], targets: Iterable[Document]) -> It
     """Yields line after line of two files, to the end of the longer one."""
     for line, (source, target) in enumerate(itertools.zip_longest(sources, targets), 1):
         yield Pair(line, source, target)
-
-
-def columns(lines: Iterable[Document], names: tuple[str, str], path: Path) -> Iterator[Pair]:
-    """Yields two columns of a file whose columns are separated by tabs; quotes are text as any other.
-
-    Args:
-        lines: of the file; those without text are skipped.
-        names: the columns: numbers, from 0, or names, which the first line gives.
-        path: of the file, for messages.
-
-    Raises:
-        InputError: a line has no such column.
-    """
-    numbered = enumerate(lines, 1)
-    if all(name.isdecimal() for name in names):
-        first, second = map(int, names)
-    else:
-        header = next((line.text.split('\t') for _, line in numbered if line.text.strip()), [])
-        for name in names:
-            if name not in header:
-                raise InputError(f"'{path}' has no column '{name}'.{nearest(name, header)}")
-        first, second = map(header.index, names)
-    for number, line in numbered:
-        if not line.text.strip():
-            continue
-        cells = line.text.split('\t')
-        if len(cells) <= max(first, second):
-            raise InputError(
-                f'{path}:{number} has {len(cells)} {"column" if len(cells) == 1 else "columns"} '
-                f'separated by tabs, and none with the number {max(first, second)} (the first is 0).'
-            )
-        source = Document(cells[first], line.invalid_bytes)
-        yield Pair(number, source, Document(cells[second]))
 
 
 def checked(pairs: Iterable[Pair], names: tuple[str, str], place: str) -> Iterator[Document]:

@@ -29,7 +29,7 @@ class Objective:
 
     Attributes:
         fields: (tokens int32 [n], rng, draw) -> fields of a row: arrays [t], and [s] for encoders beside.
-            Of a split of pairs it gets (source, target) in the place of tokens.
+            Of whole texts it gets a tuple in the place of tokens, and with labels (that, label).
         window: n, the most tokens that fit a row.
         least: n, the fewest tokens that there is something to learn from.
         sizes: n -> (t, s), at most.
@@ -38,7 +38,11 @@ class Objective:
         overlap: tokens that a window shares with the next one.
         whole: every token of the text is predicted once.
         slides: windows may overlap, of which only the last targets are scored.
-        pairs: it learns from pairs of texts; S - 1 tokens of the one and T - 1 of the other fit.
+        takes: of 'window', 'text' and 'pair': what it learns from.
+        label: a label as the source has it -> what is learnt of it; None where it learns none.
+        writes: pairs are a text and what is written from it; S - 1 tokens of the one and T - 1 of the
+            other fit.
+        name: as the config has it, for messages.
     """
 
     fields: Callable[..., dict[str, np.ndarray]]
@@ -50,11 +54,19 @@ class Objective:
     overlap: int = 0
     whole: bool = False
     slides: bool = False
-    pairs: bool = False
+    takes: frozenset[str] = frozenset({'window'})
+    label: Callable[[str], int | float] | None = None
+    writes: bool = False
+    name: str = ''
+
+    @property
+    def of_texts(self) -> bool:
+        """What is predicted is of whole texts; no token counts in the loss."""
+        return 'window' not in self.takes and not self.writes
 
     @property
     def sides(self) -> tuple[int, int]:
-        """The most tokens of the two texts of a pair."""
+        """The most tokens of a source, and of what is written from it."""
         return self.source_length - 1, self.length - 1
 
     def costs(self, targets: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -106,15 +118,19 @@ class Packed:
             parts.append(part)
         return pack.assemble(parts, objective.length, objective.source_length)
 
-    def _tokens(self, window: Window) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        split = self.split
-        if split.paired:
-            return tuple(
-                split.document(2 * window.document + side)[1:-1][:most]
-                for side, most in enumerate(self.objective.sides)
-            )
-        stop = window.start + window.size + self.objective.overlap
-        return split.document(window.document)[window.start : stop]
+    def _tokens(self, window: Window) -> Any:
+        split, objective = self.split, self.objective
+        if 'window' in objective.takes:
+            stop = window.start + window.size + objective.overlap
+            return split.document(window.document)[window.start : stop]
+        sides = 1 + split.paired
+        first = sides * window.document
+        texts = tuple(split.document(first + side) for side in range(sides))
+        if objective.writes:
+            return tuple(t[1:-1][:most] for t, most in zip(texts, objective.sides, strict=True))
+        if objective.label is None:
+            return texts
+        return texts, objective.label(split.label_names[split.labels[window.document]])
 
     def _draw(self, document: int, rng: np.random.Generator, size: int) -> np.ndarray:
         """Returns tokens of another document; where there is but one, of that."""
@@ -131,25 +147,21 @@ def pack_split(
     """Returns the rows of a split; the same on every host.
 
     Raises:
-        InputError: the objective learns from pairs, and the split has none, or the other way round.
+        InputError: the objective learns from pairs, or labels, and the split has none, or the other way
+            round; or a label is not known.
     """
-    if split.paired != objective.pairs:
-        what = f"the source '{split.spec}'" if split.spec else 'a list of texts'
-        if split.paired:
-            raise InputError(
-                f"{what} is of pairs of texts, which config.objective.name = 'seq2seq' learns from; for "
-                'others, give a source of texts.'
-            )
-        raise InputError(
-            f"{what} is of single texts, and config.objective.name = 'seq2seq' learns from pairs: give "
-            "'parallel:...', 'tsv:...' or 'builtin:numerals'."
-        )
-    if split.paired:
-        sources, targets = np.minimum((split.lengths - 2).reshape(-1, 2), objective.sides).T
-        number = np.arange(len(sources))
-        zeros = np.zeros(len(sources), np.int32)
+    _check_source(split, objective)
+    if 'window' not in objective.takes:
+        lengths = (split.lengths - 2).reshape(-1, 1 + split.paired)
+        number = np.arange(len(lengths))
+        zeros = np.zeros(len(lengths), np.int32)
+        if objective.writes:
+            sources, targets = np.minimum(lengths, objective.sides).T
+            costs = objective.costs(targets + 1, sources + 1)
+        else:  # A row has one label.
+            targets = lengths.sum(axis=1)
+            costs = np.full(len(lengths), objective.length)
         windows = pack.Windows(number, zeros, targets.astype(np.int32), zeros)
-        costs = objective.costs(targets + 1, sources + 1)
     else:
         overlap = objective.overlap
         windows = pack.windows(split.lengths, objective.window - overlap, stride, overlap)
@@ -159,6 +171,34 @@ def pack_split(
         costs = objective.costs(*sizes[windows.size + overlap].T)
     whole = max(objective.length, objective.source_length)
     return Packed(split, windows, pack.rows(costs, whole, packing), objective)
+
+
+def _check_source(split: TokenizedSplit, objective: Objective) -> None:
+    """Raises InputError where the source is not of what the objective learns from."""
+    name = f"config.objective.name = '{objective.name}'"
+    what = f"the source '{split.spec}'" if split.spec else 'a list of texts'
+    form = 'pair' if split.paired else 'text'
+    if form not in ({'text'} if 'window' in objective.takes else objective.takes):
+        if split.paired:
+            raise InputError(
+                f'{what} is of pairs of texts, and {name} learns from single ones: name one field.'
+            )
+        raise InputError(
+            f"{what} is of single texts, and {name} learns from pairs: give 'parallel:...', "
+            "'tsv:...#A,B' or 'builtin:numerals'."
+        )
+    if objective.label is None:
+        return
+    if not split.label_names:
+        raise InputError(
+            f"{what} has no labels, which {name} learns: name the field that holds them after a '=', "
+            "such as '#premise,hypothesis=gold'."
+        )
+    for label in split.label_names:
+        try:
+            objective.label(label)
+        except InputError as error:
+            raise InputError(f'{what}: {error}') from None
 
 
 def train_dataset(
@@ -291,7 +331,7 @@ def _chosen_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDatase
     rows = (
         grain.MapDataset.range(len(packed.rows)).shuffle(seed=_derived(seed, 'shuffle')).repeat()
     ).map(packed.row)
-    if not data.random_crop or packed.split.paired:
+    if not data.random_crop or 'window' not in packed.objective.takes:
         return rows
     overlap = packed.objective.overlap
     targets, length = packed.split.lengths - overlap, packed.objective.window - overlap

@@ -14,10 +14,30 @@ from lm.errors import InputError
 
 
 class Document(NamedTuple):
-    """A text, and how many bytes of it were not UTF-8 and became U+FFFD."""
+    """A text.
+
+    Attributes:
+        text: the text.
+        invalid_bytes: of it, those that were not UTF-8 and became U+FFFD.
+        label: what is known of it, or at the second text of a pair, of both; '' for nothing.
+    """
 
     text: str
     invalid_bytes: int = 0
+    label: str = ''
+
+
+def decoded(data: bytes | str) -> Document:
+    """Returns UTF-8 as text; what is not UTF-8 becomes U+FFFD and its bytes are counted."""
+    if isinstance(data, str):
+        # JSON may hold half a surrogate pair, which no encoding can write.
+        text, lone = re.subn('[\ud800-\udfff]', '\ufffd', data)
+        return Document(text, lone)
+    try:
+        return Document(data.decode())
+    except UnicodeDecodeError:
+        valid = len(data.decode(errors='ignore').encode())
+        return Document(data.decode(errors='replace'), len(data) - valid)
 
 
 _NUMBER = r'(\d+(?:\.\d+)?)?([%cw]?)'

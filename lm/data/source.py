@@ -7,22 +7,21 @@ path, so that tokenized text is found again when files move.
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import gzip
 import hashlib
 import itertools
-import json
 import lzma
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lm.config import DataConfig, digest
-from lm.data import numerals, parallel, pydocs, slices, tfds
-from lm.data.slices import Document, Slice
+from lm.data import numerals, parallel, pydocs, slices, table, tfds
+from lm.data.slices import Document, Slice, decoded
 from lm.errors import InputError, lookup, nearest
 
 
@@ -102,7 +101,26 @@ def parse(text: str, data: DataConfig) -> Source:
     if not where:
         raise InputError(f"source '{text}' says no place after '{kind}:'.")
     maker = lookup(KINDS, kind, f"the kind of the source '{text}'")
-    return maker(Spec(text, kind, where, field, part), data)
+    made = maker(Spec(text, kind, where, field, part), data)
+    return _prefixed(made, data.prefix) if data.prefix else made
+
+
+def _prefixed(source: Source, prefix: str) -> Source:
+    """Returns the pairs with a prefix before their first texts."""
+    if not source.paired:
+        raise InputError(
+            f"config.data.prefix = '{prefix}' stands before the sources of pairs, and "
+            f"'{source.spec}' is of single texts; set it to ''."
+        )
+
+    def read() -> Iterator[Document]:
+        for number, document in enumerate(source.read()):
+            first = number % 2 == 0
+            yield document._replace(text=prefix + document.text) if first else document
+
+    return dataclasses.replace(
+        source, read=read, identity=lambda: ['prefix', prefix, source.identity()]
+    )
 
 
 def _one_after_the_other(text: str, parts: list[Source]) -> Source:
@@ -180,17 +198,6 @@ def _text(spec: Spec, data: DataConfig) -> Source:
     )
 
 
-def _jsonl(spec: Spec, data: DataConfig) -> Source:
-    field = spec.field or 'text'
-    files = _files(spec)
-    return Source(
-        spec.text,
-        lambda: (document for path in files for document in _json_lines(path, field)),
-        lambda: ['jsonl', field, *map(_content, files)],
-        _slice(spec),
-    )
-
-
 def _parallel(spec: Spec, data: DataConfig) -> Source:
     _no_field(spec)
     place = f"source '{spec.text}'"
@@ -211,24 +218,41 @@ def _parallel(spec: Spec, data: DataConfig) -> Source:
     )
 
 
-def _tsv(spec: Spec, data: DataConfig) -> Source:
+def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
+    """Returns a source of records.
+
+    Args:
+        spec: the source.
+        data: not used.
+        form: of `table.FORMS`.
+        fields: those that are read where the source names none.
+    """
     place = f"source '{spec.text}'"
-    names = tuple((spec.field or '0,1').split(','))
-    if len(names) != 2:
+    chosen = table.fields(spec.field or fields, place)
+    paired = len(chosen.texts) == 2
+    part = _slice(spec, paired)
+    if chosen.label and part.unit:
         raise InputError(
-            f"{place}: '#{spec.field}' is not two columns, such as '#0,1' or '#en,de'."
+            f"{place}: the part '[{spec.part}]' would cut labelled texts apart; write [100:200] in texts."
         )
     files = _files(spec)
 
     def read() -> Iterator[Document]:
         for path in files:
-            pairs = parallel.columns(_lines(path), names, path)
-            sides = tuple(f"column '{name}' of '{path}'" for name in names)
-            yield from parallel.checked(pairs, sides, place)
+            records = table.FORMS[form](_lines(path), chosen.names, path)
+            if not paired:
+                yield from table.texts(records, chosen, path)
+                continue
+            sides = tuple(f"field '{name}' of '{path}'" for name in chosen.texts)
+            yield from parallel.checked(table.pairs(records, chosen, path), sides, place)
 
-    return Source(
-        spec.text, read, lambda: ['tsv', *names, *map(_content, files)], _slice(spec, True), True
-    )
+    identity = [form, spec.field or fields]
+    return Source(spec.text, read, lambda: [*identity, *map(_content, files)], part, paired)
+
+
+_tsv = functools.partial(_table, form='tsv', fields='0,1')
+_csv = functools.partial(_table, form='csv', fields='0,1')
+_jsonl = functools.partial(_table, form='jsonl', fields='text')
 
 
 def _data(spec: Spec, data: DataConfig) -> Source:
@@ -236,7 +260,7 @@ def _data(spec: Spec, data: DataConfig) -> Source:
         return _parallel(spec, data)
     kind = Path(spec.where.removesuffix('.gz').removesuffix('.xz')).suffix
     spec = spec._replace(where=str(data_dir() / spec.where))
-    return {'.jsonl': _jsonl, '.tsv': _tsv}.get(kind, _text)(spec, data)
+    return {'.jsonl': _jsonl, '.tsv': _tsv, '.csv': _csv}.get(kind, _text)(spec, data)
 
 
 def _tfds(spec: Spec, data: DataConfig) -> Source:
@@ -244,7 +268,7 @@ def _tfds(spec: Spec, data: DataConfig) -> Source:
     prepared = tfds.open_split(spec.where, fields, spec.part, data.tfds_dir, spec.text)
     return Source(
         spec.text,
-        lambda: (_decoded(value) for value in prepared.values()),
+        lambda: (decoded(value) for value in prepared.values()),
         prepared.identity,
         Slice(),
         len(fields) == 2,
@@ -257,6 +281,7 @@ KINDS: dict[str, Callable[[Spec, DataConfig], Source]] = {
     'jsonl': _jsonl,
     'parallel': _parallel,
     'tsv': _tsv,
+    'csv': _csv,
     'tfds': _tfds,
     'data': _data,
 }
@@ -313,22 +338,9 @@ def _content(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _decoded(data: bytes | str) -> Document:
-    """Returns UTF-8 as text; what is not UTF-8 becomes U+FFFD and its bytes are counted."""
-    if isinstance(data, str):
-        # JSON may hold half a surrogate pair, which no encoding can write.
-        text, lone = re.subn('[\ud800-\udfff]', '\ufffd', data)
-        return Document(text, lone)
-    try:
-        return Document(data.decode())
-    except UnicodeDecodeError:
-        valid = len(data.decode(errors='ignore').encode())
-        return Document(data.decode(errors='replace'), len(data) - valid)
-
-
 def _whole_file(path: Path) -> Iterator[Document]:
     with _opened(path) as file:
-        yield _decoded(file.read().removeprefix(b'\xef\xbb\xbf'))
+        yield decoded(file.read().removeprefix(b'\xef\xbb\xbf'))
 
 
 def _lines(path: Path) -> Iterator[Document]:
@@ -336,7 +348,7 @@ def _lines(path: Path) -> Iterator[Document]:
     with _opened(path) as file:
         for number, line in enumerate(file):
             line = line.removeprefix(b'\xef\xbb\xbf') if number == 0 else line
-            yield _decoded(line.rstrip(b'\r\n'))
+            yield decoded(line.rstrip(b'\r\n'))
 
 
 def _paragraphs(path: Path) -> Iterator[Document]:
@@ -361,23 +373,3 @@ DOCUMENTS: dict[str, Callable[[Path], Iterator[Document]]] = {
     'line': _lines,
     'paragraph': _paragraphs,
 }
-
-
-def _json_lines(path: Path, field: str) -> Iterator[Document]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.text.strip():
-            continue
-        place = f'{path}:{number}'
-        try:
-            record = json.loads(line.text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f'{place} is not JSON: {error}.') from None
-        if not isinstance(record, dict):
-            raise InputError(f'{place} is not a JSON object with a field {field!r}.')
-        if field not in record:
-            raise InputError(f'{place} has no field {field!r}.{nearest(field, record)}')
-        if not isinstance(record[field], str):
-            kind = type(record[field]).__name__
-            raise InputError(f'{place}: the field {field!r} is not text but {kind}.')
-        document = _decoded(record[field])
-        yield document._replace(invalid_bytes=document.invalid_bytes + line.invalid_bytes)

@@ -5,6 +5,7 @@
 - `tokens` int [n] is a window of one document. A stored document is BOS, its tokens, EOS; a window may
   begin with the one and end with the other, or have neither where it is cut out of a long document.
   They are never hidden.
+- Objectives of whole texts take a tuple of one or two instead, and those of labels (that tuple, label).
 - `rng` is a numpy Generator, its own for each window, so that the result depends on (seed, index) only.
 - `spec` is a `Spec`: the config, the vocabulary, the lengths.
 - `draw(rng, n)` gives at most n tokens of a window of a random other document. Only `masked` with
@@ -26,6 +27,8 @@ import numpy as np
 from lm.config import ObjectiveConfig
 from lm.errors import InputError, lookup
 from lm.objectives.causal import causal
+from lm.objectives.classification import class_of, classification, value_of
+from lm.objectives.contrastive import contrastive
 from lm.objectives.denoising import NOISES, denoising
 from lm.objectives.masked import PAIRS, UNITS, masked, most_masked
 from lm.objectives.permutation import permutation
@@ -54,8 +57,11 @@ class Objective:
         overlap: tokens that a window shares with the next one; 1 where n tokens make n - 1 targets.
         needs: what the vocabulary must have, of 'mask' and 'sentinels'.
         sentinels: (n, spec) -> the number of sentinels that a window of n tokens needs at most.
-        takes_pair: the function takes (source, target) instead of `tokens`; n is then the length
-            of the longer one.
+        takes: what a row is made of: a 'window' of tokens; or instead of that a tuple of whole texts,
+            one ('text') or two ('pair'), where n is the length of the longer one.
+        label: (a label as the source has it, options) -> what is learnt of it. The function then takes
+            (texts, that) instead of tokens.
+        writes: the targets are a text of their own, written from another.
         predictions: (n, options) -> the most tokens of a window of n, of targets, that count in the loss.
         labels: options -> whether texts have labels; a row then holds one text.
         slides: options -> whether a window's targets may be scored in part.
@@ -72,7 +78,9 @@ class Objective:
     overlap: int = 0
     needs: frozenset[str] = frozenset()
     sentinels: Callable[[int, Spec], int] = lambda n, spec: 0
-    takes_pair: bool = False
+    takes: frozenset[str] = frozenset({'window'})
+    label: Callable[[str, ObjectiveConfig], int | float] | None = None
+    writes: bool = False
     predictions: Callable[[int, ObjectiveConfig], int] = lambda n, options: n
     labels: Callable[[ObjectiveConfig], bool] = lambda options: False
     slides: Callable[[ObjectiveConfig], bool] = lambda options: False
@@ -80,9 +88,15 @@ class Objective:
     sees: str = 'before'
     measured: str = ''
 
+    @property
+    def of_texts(self) -> bool:
+        """What is predicted is of whole texts; no token counts in the loss."""
+        return 'window' not in self.takes and not self.writes
+
 
 DECODER, ENCODER = frozenset({'decoder'}), frozenset({'encoder'})
 ENCODER_DECODER = frozenset({'encoder_decoder'})
+PAIR = frozenset({'pair'})
 MASK, SENTINELS = frozenset({'mask'}), frozenset({'sentinels'})
 
 OBJECTIVES: dict[str, Objective] = {
@@ -167,8 +181,38 @@ OBJECTIVES: dict[str, Objective] = {
         ENCODER_DECODER,
         lambda n, spec: (n + 1, n + 1),
         least=1,
-        takes_pair=True,
+        takes=PAIR,
+        writes=True,
         whole=True,
+    ),
+    'classification': Objective(
+        classification,
+        ENCODER,
+        lambda n, spec: (2 * n + 3, 0),
+        least=1,
+        takes=PAIR | {'text'},
+        label=class_of,
+        labels=lambda options: True,
+        sees='both',
+    ),
+    'similarity': Objective(
+        classification,
+        ENCODER,
+        lambda n, spec: (2 * n + 3, 0),
+        least=1,
+        takes=PAIR,
+        label=value_of,
+        labels=lambda options: True,
+        sees='both',
+    ),
+    'contrastive': Objective(
+        contrastive,
+        ENCODER,
+        lambda n, spec: (2 * n + 4, 0),
+        least=1,
+        takes=PAIR,
+        labels=lambda options: True,
+        sees='both',
     ),
 }
 
@@ -189,8 +233,8 @@ def window(objective: Objective, spec: Spec) -> int:
         targets, sources = objective.sizes(least, spec)
         raise InputError(
             f'config.data.length = {spec.length} (and {spec.source_length} for sources) is too short for '
-            f"config.objective.name = '{objective.function.__name__}': a window of {least} tokens, the "
-            f'least that it learns from, makes {targets} targets and {sources} tokens of source.'
+            f"config.objective.name = '{spec.options.name}': a text of {least} tokens, the least that "
+            f'it learns from, makes {targets} targets and {sources} tokens of source.'
         )
     most = least
     while not too_long(2 * most):

@@ -156,13 +156,13 @@ def test_other_splits_are_not_paired(folder, config_data):
         ('parallel:{}/a.{en,de}[4:]', 'holds no text'),
         ('parallel:{}/none.en,{}/none.en', 'holds no text'),
         ('parallel:{}/none.en,{}/a.de', "none.en' has 0; line 1 is in '.*a.de' only"),
-        ('tsv:{}/d.tsv#1', 'is not two columns'),
+        ('tsv:{}/d.tsv#1,2,3', 'is not a text'),
         ('tsv:{}/d.tsv#1,3', 'd.tsv:1 has 3 columns separated by tabs, and none with the number 3'),
         (
             'tsv:{}/short.tsv',
             'short.tsv:2 has 1 column separated by tabs, and none with the number 1',
         ),
-        ('tsv:{}/hole.tsv', "line 2 of column '1' of '.*hole.tsv' is empty"),
+        ('tsv:{}/hole.tsv', "line 2 of field '1' of '.*hole.tsv' is empty"),
         (
             'tsv:{}/e.tsv.gz#english,germann',
             "e.tsv.gz' has no column 'germann'. Did you mean 'german'",

@@ -47,6 +47,35 @@ def test_jsonl(folder, config_data):
         assert read(f'jsonl:{folder / name}#body[1:]', config_data) == ['TWO']
 
 
+def test_fields_and_labels(tmp_path, config_data):
+    record = {'a': ['one', 'two'], 'b': {'c': ['x', 'y']}, 'n': 3, 'ok': True}
+    (tmp_path / 'd.jsonl').write_text(json.dumps(record) + '\n')
+    (tmp_path / 'd.csv').write_text('"a, ""b""\nc",d,0.5\n\ne,f,1\n')
+
+    def records(spec):
+        return [document[::2] for document in source.parse(spec, config_data).records()]
+
+    assert records(f'jsonl:{tmp_path}/d.jsonl#a') == [('one two', '')]
+    assert records(f'jsonl:{tmp_path}/d.jsonl#b.c.1=n') == [('y', '3')]
+    assert records(f'jsonl:{tmp_path}/d.jsonl#a+n,b.c.0') == [('one two 3', ''), ('x', '')]
+    assert records(f'jsonl:{tmp_path}/d.jsonl#a,b.c.0=ok') == [('one two', ''), ('x', 'True')]
+    assert records(f'csv:{tmp_path}/d.csv#0,1=2') == [
+        *[('a, "b"\nc', ''), ('d', '0.5')],
+        *[('e', ''), ('f', '1')],
+    ]
+
+
+def test_a_prefix_tells_tasks_apart(tmp_path, config_data):
+    (tmp_path / 'd.tsv').write_text('a\tA\nb\tB\n')
+    data = dataclasses.replace(config_data, prefix='upper: ')
+    made = source.parse(f'tsv:{tmp_path}/d.tsv[1:]', data)
+    assert list(made.documents()) == ['upper: b', 'B']
+    plain = source.parse(f'tsv:{tmp_path}/d.tsv[1:]', config_data)
+    assert made.fingerprint() != plain.fingerprint()
+    with pytest.raises(InputError, match='is of single texts'):
+        source.parse(f'text:{tmp_path}/d.tsv', data)
+
+
 def test_data_dir(folder, config_data, monkeypatch):
     monkeypatch.setenv('LM_DATA_DIR', str(folder.parent))
     assert read(f'data:{folder.name}/a.txt[:3c]', config_data) == ['one']
@@ -64,9 +93,11 @@ def test_invalid_utf8_is_counted_and_replaced(tmp_path, config_data):
     )
     (tmp_path / 'bad.jsonl').write_bytes(b'{"text": "a\xff"}\n{"text": "\\ud800 \\ud83d\\ude00"}\n')
     (lines,) = (source.parse(f'text:{tmp_path}/bad.txt', config_data).records(),)
-    assert list(lines) == [('ok \ufffd\ufffd caf\ufffd\n\ufffd and 😀\n', 5)]
+    assert [document[:2] for document in lines] == [
+        ('ok \ufffd\ufffd caf\ufffd\n\ufffd and 😀\n', 5)
+    ]
     records = source.parse(f'jsonl:{tmp_path}/bad.jsonl', config_data).records()
-    assert list(records) == [('a\ufffd', 1), ('\ufffd 😀', 1)]
+    assert [document[:2] for document in records] == [('a\ufffd', 1), ('\ufffd 😀', 1)]
 
 
 def test_several_sources_are_one_after_the_other(folder, config_data):
@@ -125,7 +156,11 @@ def test_fingerprint_follows_the_content_not_the_path(folder, config_data):
         ('text:{}/cut.txt.gz', 'cut.txt.gz.* is damaged'),
         ('text:{}/cut.txt.xz', 'cut.txt.xz.* is damaged'),
         ('jsonl:{}/d.jsonl#txt', "d.jsonl:1 has no field 'txt'. Did you mean 'text'"),
-        ('jsonl:{}/d.jsonl#label', "d.jsonl:1: the field 'label' is not text but int"),
+        ('jsonl:{}/deep.jsonl', "deep.jsonl:1: the field 'text' is not text but dict"),
+        ('tsv:{}/d.tsv#0=', 'is not a text'),
+        ('tsv:{}/d.tsv#0+,1', 'is not a text'),
+        ('tsv:{}/d.tsv#0=2', "d.tsv:2: the label '2' is empty"),
+        ('csv:{}/d.tsv#a', "has no column 'a'"),
         ('jsonl:{}/a.txt', 'a.txt:1 is not JSON'),
         ('jsonl:{}/list.jsonl', 'list.jsonl:2 is not a JSON object'),
         ('builtin:pydoc', "Did you mean 'pydocs'"),
@@ -143,6 +178,8 @@ def test_fingerprint_follows_the_content_not_the_path(folder, config_data):
 def test_bad_sources_get_one_line(spec, message, folder, config_data):
     (folder / 'empty.txt').write_text('')
     (folder / 'list.jsonl').write_text('{"text": "a"}\n["text"]\n')
+    (folder / 'deep.jsonl').write_text('{"text": {"a": 1}}\n')
+    (folder / 'd.tsv').write_text('a\tb\tc\nd\te\t \n')
     (folder / 'damaged.gz').write_bytes(b'not packed')
     for name in ('b.txt.gz', 'c.txt.xz'):
         cut = (folder / name).with_name(name.replace('b', 'cut').replace('c.', 'cut.'))
