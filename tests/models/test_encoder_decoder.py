@@ -202,6 +202,19 @@ def test_two_streams_see_lower_ranks_and_not_themselves():
             + 12 * (4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64),
         ),
         ('transformer_base_wmt14', 37_000 * 512 + 6 * (3_152_384 + 4_204_032)),
+        # The same without biases, with norms at the ends, and on queries and keys of 64.
+        (
+            'wmt14_en_de',
+            (37_000 + 120 + 2) * 512
+            + 6 * (4 * 512**2 + 2 * 512 * 2048 + 2 * 512 + 2 * 64)
+            + 6 * (8 * 512**2 + 2 * 512 * 2048 + 3 * 512 + 4 * 64),
+        ),
+        (
+            'tatoeba_en_zh',
+            (8000 + 2) * 256
+            + 4 * (4 * 256**2 + 2 * 256 * 512 + 2 * 256 + 2 * 64)
+            + 4 * (8 * 256**2 + 2 * 256 * 512 + 3 * 256 + 4 * 64),
+        ),
     ],
 )
 def test_published_sizes(name, count):
