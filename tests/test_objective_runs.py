@@ -128,6 +128,16 @@ def test_translations_are_measured_and_kept(tmp_path):
         ('causal', {'model': {'embedding_dim': 8}}, 'embedding_dim = 8 is for encoders'),
         ('causal', {'model': {'position': 'relative', 'attention': ('linear',)}}, "take 'rotary'"),
         ('permutation', {'model': {'position': 'relative'}}, "Did you mean 'rotary'"),
+        (
+            'permutation',
+            {'model': {'position': 'transformer_xl', 'attention_softcap': 3.0}},
+            'config.model.attention_softcap = 3 would not cap',
+        ),
+        (
+            'masked',
+            {'model': {'position': 'transformer_xl', 'attention_implementation': 'blocked'}},
+            "position = 'transformer_xl' is a bias on all pairs",
+        ),
         ('span_corruption', {'eval': {'stride': 8}}, 'config.eval.stride = 8 is for objectives'),
         ('masked', {'tokenizer': {'mask': False}}, 'set config.tokenizer.mask = True'),
         ('span_corruption', {'tokenizer': {'sentinels': 0}}, 'set config.tokenizer.sentinels'),

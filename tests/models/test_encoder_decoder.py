@@ -28,6 +28,7 @@ VOCAB, TARGETS, SOURCES = 13, 8, 11
 VARIANTS = {
     'rotary': {},
     't5': {'position': 'relative', 'relative_buckets': 8, 'relative_distance': 16},
+    'xl': {'position': 'transformer_xl', 'num_kv_heads': 2, 'bias': True},
     '2017': {'position': 'sinusoidal', 'norm_placement': 'post', 'norm': 'layernorm', 'bias': True},
     'bart': {'position': 'learned', 'embed_norm': True, 'tie_embeddings': False},
     'patterns': {
@@ -201,6 +202,8 @@ def test_two_streams_see_lower_ranks_and_not_themselves():
             + (512 * 128 + 2 * 128 + 2 * 128 + 129 * 64 + 65 * 128 + 2 * 128 + 30_522)
             + 12 * (4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64),
         ),
+        # transformers' XLNetModel, and the bias of its logits.
+        ('xlnet_base', 116_718_336 + 32_000),
         ('transformer_base_wmt14', 37_000 * 512 + 6 * (3_152_384 + 4_204_032)),
     ],
 )

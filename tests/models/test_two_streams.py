@@ -22,7 +22,9 @@ BASE = dataclasses.replace(
 VOCAB, LENGTH = 3, 3
 ORDERS = np.array(list(itertools.permutations(range(1, LENGTH + 1))), np.int32)
 TEXTS = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)), np.int32)
-positions = pytest.mark.parametrize('position', ['rotary', 'learned', 'sinusoidal'])
+positions = pytest.mark.parametrize(
+    'position', ['rotary', 'learned', 'sinusoidal', 'transformer_xl']
+)
 
 
 @functools.cache
