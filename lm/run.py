@@ -57,7 +57,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         InputError: the mesh does not fit a parameter, a name is unknown, or the model would see what it
             is to predict.
     """
-    spec = _spec(config, text)
+    spec = spec_of(config, text)
     lookup(ARCHITECTURES, config.model.architecture, 'config.model.architecture')
     objectives.check(config.objective.name, config.model.architecture, spec)
     _check_attention(config)
@@ -72,7 +72,8 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
     return Run(config, text, device_mesh, steps, learning_rate, _objective(config, spec))
 
 
-def _spec(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
+def spec_of(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
+    """Returns what a config's objective is told besides the tokens."""
     ids = vocabulary.build(text, config.tokenizer)
     length = config.data.length
     source_length = config.data.source_length or length

@@ -35,8 +35,10 @@ from lm.objectives.seq2seq import seq2seq
 from lm.objectives.span_corruption import count, span_corruption
 from lm.objectives.span_corruption import sizes as corrupted_sizes
 from lm.objectives.spec import Draw as Draw
+from lm.objectives.spec import Prompt as Prompt
 from lm.objectives.spec import Spec as Spec
 from lm.objectives.ul2 import parse, ul2
+from lm.objectives.ul2 import prompt as to_be_continued
 from lm.objectives.ul2 import sentinels as mixture_sentinels
 from lm.objectives.ul2 import sizes as mixture_sizes
 
@@ -63,6 +65,7 @@ class Objective:
         sees: what a prediction may know: 'before' it, that and the 'prefix', what is of lower 'ranks', or
             'both' sides of it.
         measured: what the loss is of, for a report; '' where `whole` says it.
+        prompt: spec -> how an encoder-decoder of it is given a text.
     """
 
     function: Callable[..., dict[str, np.ndarray]]
@@ -79,6 +82,7 @@ class Objective:
     whole: bool = False
     sees: str = 'before'
     measured: str = ''
+    prompt: Callable[[Spec], Prompt] = lambda spec: Prompt()
 
 
 DECODER, ENCODER = frozenset({'decoder'}), frozenset({'encoder'})
@@ -153,6 +157,7 @@ OBJECTIVES: dict[str, Objective] = {
         needs=SENTINELS,
         sentinels=lambda n, spec: mixture_sentinels(n, spec.options.denoisers),
         measured='These are the hidden spans and what names them.',
+        prompt=to_be_continued,
     ),
     'denoising': Objective(
         denoising,
@@ -169,6 +174,7 @@ OBJECTIVES: dict[str, Objective] = {
         least=1,
         takes_pair=True,
         whole=True,
+        prompt=lambda spec: Prompt(before=()),
     ),
 }
 

@@ -204,6 +204,15 @@ def test_two_streams_see_lower_ranks_and_not_themselves():
         ),
         # transformers' XLNetModel, and the bias of its logits.
         ('xlnet_base', 116_718_336 + 32_000),
+        # As T5 1.1 small, 76,961,152: two matrices [V, D]; eight layers a side, with six heads of 64 and
+        # gated MLPs of 1,024; last norms, and 32 buckets a head.
+        (
+            'ul2_small',
+            2 * 32_128 * 512
+            + 8 * (4 * 512 * 384 + 3 * 512 * 1024 + 2 * 512)
+            + 8 * (8 * 512 * 384 + 3 * 512 * 1024 + 3 * 512)
+            + 2 * (512 + 32 * 6),
+        ),
         ('transformer_base_wmt14', 37_000 * 512 + 6 * (3_152_384 + 4_204_032)),
     ],
 )
