@@ -58,18 +58,24 @@ class DistanceScores(nn.Module):
             )
         init = nn.initializers.normal(STDDEV)
         kernel = self.param('kernel', init, (features, groups, width))
-        biases = [
-            self.param(f'{name}_bias', init, (heads, width)).astype(query.dtype)
-            for name in ('content', 'distance', *(['type'] if self.config.token_types else []))
-        ]
-        by_distance = _at_places if isinstance(places, tuple) else _in_order
-        logits = by_distance(split_heads(query + biases[1], groups), kernel, places, both)
+        names = (
+            ('content', 'distance', 'type') if self.config.token_types else ('content', 'distance')
+        )
+        asking = {
+            name: query + self.param(f'{name}_bias', init, (heads, width)).astype(query.dtype)
+            for name in names
+        }
+        by_distance = split_heads(asking['distance'], groups)
+        if isinstance(places, tuple):
+            logits = _at_places(by_distance, kernel, *places)
+        else:
+            logits = _in_order(by_distance, kernel, places, both)
         logits = logits.reshape(len(query), heads, *logits.shape[3:])  # [B, H, T, S]
         if self.config.token_types:
             vectors = self.param('type_embedding', init, (2, heads, width))
             if types is not None:
-                logits += _by_type(query + biases[2], vectors.astype(query.dtype), types)
-        return query + biases[0], width**-0.5 * logits
+                logits += _by_type(asking['type'], vectors.astype(query.dtype), types)
+        return asking['content'], width**-0.5 * logits
 
 
 def _in_order(query: jax.Array, kernel: jax.Array, length: int, both: bool) -> jax.Array:
@@ -92,14 +98,12 @@ def _in_order(query: jax.Array, kernel: jax.Array, length: int, both: bool) -> j
 
 
 def _at_places(
-    query: jax.Array, kernel: jax.Array, places: tuple[jax.Array, jax.Array], both: bool
+    query: jax.Array, kernel: jax.Array, q_places: jax.Array, k_places: jax.Array
 ) -> jax.Array:
-    """As `_in_order`, of tokens anywhere: a token at a time, there is little to share among distances.
+    """As `_in_order`, of tokens anywhere: a token at a time has few distances to share with others.
 
     The wave of a difference is a sum of products of waves: sin(i - j) = sin i cos j - cos i sin j.
     """
-    del both
-    q_places, k_places = places
     query, kernel = query.astype(jnp.float32), kernel.astype(jnp.float32)
     sines, cosines = jnp.split(jnp.einsum('bgrtk,dgk->bgrtd', query, kernel), 2, axis=-1)
     sin, cos = jnp.split(sinusoids(q_places, len(kernel))[:, None, None], 2, axis=-1)

@@ -1,4 +1,4 @@
-"""What an objective is told besides the tokens."""
+"""What an objective is told besides the tokens, and how what it trained is given a text."""
 
 import dataclasses
 from collections.abc import Callable
