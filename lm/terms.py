@@ -132,27 +132,33 @@ def masked(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
 def replaced(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
     """Returns the loss of the discriminator, nats a token that is there, and that of the generator.
 
-    What the generator fills in is drawn from its probabilities, without a gradient.
+    What the generator fills in is drawn from its probabilities, without a gradient. In an evaluation the
+    keys are of the rows, so that it is the same however these are batched.
     """
     most = _most_predictions(config, device_mesh)
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
-        first, second, drawn = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
+        if rng is None:
+            first = second = None
+            keys = row_keys(batch['targets'])
+        else:
+            first, second, drawn = jax.random.split(rng, 3)
+            keys = jax.random.split(drawn, len(batch['targets']))
         facts = {'model': model, 'params': params, 'segments': True}
-        vectors = hidden(batch=batch, rng=rng if rng is None else first, part='generator', **facts)
+        vectors = hidden(batch=batch, rng=first, part='generator', **facts)
         places = _places(batch['loss_weights'], most)
         picked, fields = take(vectors, batch, ('targets', 'loss_weights'), places)
         logits = _head(model, params, 'generator', rng)
         found = _cross_entropy(logits, picked, fields, rng, model, config, device_mesh)
         logits = jax.lax.stop_gradient(logits(picked))
         logits = jnp.where(jnp.arange(logits.shape[-1]) < model.vocab_size, logits, -jnp.inf)
-        fills = jax.random.categorical(drawn, logits).astype(jnp.int32)
+        fills = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
         fills = jnp.where(fields['loss_weights'] > 0, fills, fields['targets'])
         rows = jnp.arange(len(fills))[:, None]
         inputs = batch['targets'].at[rows, places].set(fills)
         vectors = hidden(
             batch=batch | {'inputs': inputs},
-            rng=rng if rng is None else second,
+            rng=second,
             part='discriminator',
             **facts,
         )
@@ -269,6 +275,13 @@ def joined(parts: dict[str, Loss]) -> Loss:
         name(task, term): c for task, loss in parts.items() for term, c in loss.coefficients.items()
     }
     return Loss(sums, weights, coefficients, tuple(parts))
+
+
+def row_keys(tokens: jax.Array) -> jax.Array:
+    """Returns keys `[B]` of int32 `[B, T]`: of each row's own tokens, and nothing else."""
+    places = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.uint32) * jnp.uint32(2_654_435_761)
+    numbers = jnp.sum((tokens.astype(jnp.uint32) + 1) * places, axis=1, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), numbers)
 
 
 def pick(
