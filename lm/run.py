@@ -398,7 +398,7 @@ def _as_json(config: Config) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Returns the workdir's `config.json`.
+    """Returns the workdir's `config.json`; keys that it was written without have their defaults.
 
     Raises:
         InputError: there is none, or it is not a JSON object.
@@ -411,9 +411,18 @@ def read_config(workdir: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"'{path}' is damaged, it is not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"'{path}' is damaged, it is not a JSON object.")
-    return found
+    if not isinstance(found, dict) or 'seed' not in found:
+        raise InputError(f"'{path}' is damaged, it is not the config of a run.")
+    return _filled(found, json.loads(json.dumps(configs.defaults())))
+
+
+def _filled(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config with the keys that came to `configs/base.py` after it was written."""
+    return found | {
+        key: _filled(found.get(key, {}), value) if isinstance(value, dict) and value else value
+        for key, value in defaults.items()
+        if key not in found or (isinstance(value, dict) and value)
+    }
 
 
 def lock(workdir: Path) -> contextlib.AbstractContextManager:
