@@ -7,6 +7,7 @@ import pytest
 
 import lm
 from lm import config, mesh, models, terms
+from lm.terms import loss, tokens
 
 
 def test_picks_what_has_a_weight():
@@ -15,7 +16,7 @@ def test_picks_what_has_a_weight():
         'targets': jnp.array([[5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 6]]),
         'loss_weights': jnp.array([[0, 1.0, 0, 0.5, 0, 0], [0, 0, 0, 0, 0, 2.0]]),
     }
-    picked, fields = terms.pick(vectors, batch, ('targets', 'loss_weights'), 2)
+    picked, fields = loss.pick(vectors, batch, ('targets', 'loss_weights'), 2)
     np.testing.assert_array_equal(picked[..., 0], [[1, 3], [11, 6]])
     np.testing.assert_array_equal(fields['targets'], [[6, 8], [6, 1]])
     np.testing.assert_array_equal(fields['loss_weights'], [[1, 0.5], [2, 0]])
@@ -23,7 +24,7 @@ def test_picks_what_has_a_weight():
 
 def test_picks_all_where_all_may_count():
     vectors, weights = jnp.ones((1, 3, 2)), jnp.ones((1, 3))
-    picked, fields = terms.pick(vectors, {'a': weights, 'b': weights}, ('a', 'b'), 3)
+    picked, fields = loss.pick(vectors, {'a': weights, 'b': weights}, ('a', 'b'), 3)
     assert picked is vectors
     assert fields['b'] is weights
 
@@ -45,7 +46,7 @@ def test_what_a_generator_fills_in_depends_on_its_row_alone():
             data={'length': 8},
         )
     )
-    model, loss = terms.build(parsed, 50, mesh.one_device())
+    model, learnt, _ = terms.build(parsed, 50, mesh.one_device())
     params = jax.jit(lambda: model.init(jax.random.key(0), **models.example(model)))()['params']
     targets = np.random.default_rng(0).integers(4, 49, (4, 8)).astype(np.int32)
     weights = np.tile(np.array([0, 1, 1, 0, 1, 1, 0, 0], np.float32), (4, 1))
@@ -55,10 +56,10 @@ def test_what_a_generator_fills_in_depends_on_its_row_alone():
         'loss_weights': weights,
         'segment_ids': np.ones((4, 8), np.int32),
     }
-    evaluate = jax.jit(lambda params, batch: loss.sums(params, batch, None)['discriminator'])
+    evaluate = jax.jit(lambda params, batch: learnt.sums(params, batch, None)['discriminator'])
     whole = evaluate(params, batch)
     rows = [evaluate(params, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(4)]
     for name, total in whole.items():
         np.testing.assert_allclose(total, sum(row[name] for row in rows), rtol=1e-5)
-    keys = jax.random.key_data(terms.row_keys(jnp.asarray(np.concatenate([targets, targets[:1]]))))
+    keys = jax.random.key_data(tokens.row_keys(jnp.asarray(np.concatenate([targets, targets[:1]]))))
     assert len({tuple(key.tolist()) for key in keys}) == 4
