@@ -176,7 +176,9 @@ def get_config() -> ConfigDict:
             'activation': 'gelu',  # str: gelu | relu | swiglu | geglu (the last two are gated).
             'norm': 'rmsnorm',  # str: rmsnorm | layernorm.
             'norm_placement': 'pre',  # str: pre (stable) | post (as in the 2017 paper).
-            'position': 'rotary',  # str: rotary | learned | sinusoidal | alibi | relative | none.
+            # str: rotary | learned | sinusoidal | alibi | relative (T5) | transformer_xl (XLNet; attention
+            # then has vectors of its own in place of biases) | none.
+            'position': 'rotary',
             'rotary_base': 10_000.0,  # float. The longest wavelength is 2 pi times this.
             # str: none | linear | ntk | llama3 | yarn. Stretches rotary positions to longer contexts.
             'rotary_scaling': 'none',
@@ -185,7 +187,8 @@ def get_config() -> ConfigDict:
             # int. Of `relative` (T5): the distances that a learned bias is kept for,
             'relative_buckets': 32,
             'relative_distance': 128,  # int, tokens. and from where on all share the last.
-            # int. Kinds of tokens with a vector each, as BERT's of the first and the second text. 0 = off.
+            # int. Kinds of tokens with a vector each, as BERT's of the first and the second text; with
+            # transformer_xl there are two vectors, for pairs of one kind and for others. 0 = off.
             'token_types': 0,
             'embed_norm': False,  # bool. A norm on the embeddings (BERT).
             # tuple of str, cycled over the layers: who sees whom. Masks are combined with & | ~:

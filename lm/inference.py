@@ -16,6 +16,7 @@ from lm.config import GenerateConfig
 from lm.data import features
 from lm.errors import InputError
 from lm.models import Decoder, Electra, Encoder
+from lm.objectives import OBJECTIVES
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import evaluated_params
@@ -120,11 +121,12 @@ class LanguageModel:
             )
         if isinstance(model, Decoder):
             return [[BOS, *encode(text)] for text in texts], None
-        # As `lm.objectives.seq2seq` has them; the other objectives read documents from their begin.
-        begin = [] if self.run.objective.writes else [BOS]
-        most = model.max_source - 1 - len(begin)
-        sources = [[*begin, *encode(text)[:most], EOS] for text in texts]
-        return [[BOS]] * len(texts), decode.padded(sources, model.max_source)
+        config = self.run.config
+        entry = OBJECTIVES[config.objective.name]
+        before, after, begun = entry.prompt(runs.spec_of(config, self.run.tokenizer))
+        most = model.max_source - len(before) - len(after)
+        sources = [[*before, *encode(text)[:most], *after] for text in texts]
+        return [list(begun)] * len(texts), decode.padded(sources, model.max_source)
 
     def perplexity(self, texts: str | Sequence[str]) -> dict[str, float | None]:
         """Returns loss, perplexity, bits per byte and word perplexity of texts (see `lm.perplexity`)."""

@@ -82,7 +82,8 @@ def schedule(config: ScheduleConfig, peak: float, steps: int) -> optax.Schedule:
 def _muon_matrices(params: Any) -> Any:
     """Says to Muon which axes of each layer's kernels form a matrix; all else goes to Adam."""
     rules = (
-        (r'layers/.*attention/(query|key|value|gate)/kernel$', ((1,), (2, 3))),  # [N, D, H, K]
+        # [N, D, H, K]
+        (r'layers/.*attention/(query|key|value|gate|relative)/kernel$', ((1,), (2, 3))),
         (r'layers/.*attention/out/kernel$', ((1, 2), (3,))),  # [N, H, K, D]
         (r'layers/.*mlp/\w+/kernel$', ((1,), (2,))),  # [N, D, F]
         (r'', None),

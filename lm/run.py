@@ -73,7 +73,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
     made, size = {}, 0
     for task, part in configs.tasks(config).items():
         try:
-            spec = _spec(part, text)
+            spec = spec_of(part, text)
             objectives.check(part.objective.name, part.model.architecture, spec)
             _check_attention(part)
             _check_options(part)
@@ -98,7 +98,8 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
     )
 
 
-def _spec(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
+def spec_of(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
+    """Returns what a config's objective is told besides the tokens."""
     ids = vocabulary.build(text, config.tokenizer)
     length = config.data.length
     source_length = config.data.source_length or length
@@ -160,18 +161,25 @@ def _check_options(config: Config) -> None:
     kinds = attention.parse_pattern(model.attention)
     if model.architecture == 'encoder_decoder':
         kinds += attention.parse_pattern(model.encoder_attention)
-    if model.position == 'relative':
+    if model.position in ('relative', 'transformer_xl'):
+        position = f"config.model.position = '{model.position}'"
         if not all(isinstance(kind, Mask) for kind in kinds):
             raise InputError(
-                "config.model.position = 'relative' is a bias on masked attention, and config.model."
-                "attention has other kinds too: take 'rotary'."
+                f'{position} is a bias on masked attention, and config.model.attention has other kinds '
+                "too: take 'rotary'."
             )
         if model.attention_implementation not in ('auto', 'xla'):
             raise InputError(
-                "config.model.position = 'relative' is a bias on all pairs: set "
-                "config.model.attention_implementation = 'auto'."
+                f'{position} is a bias on all pairs: set config.model.attention_implementation = '
+                "'auto'."
             )
-    if objective.sees == 'ranks' and model.position not in ('rotary', 'learned', 'sinusoidal'):
+        if model.position == 'transformer_xl' and model.attention_softcap:
+            raise InputError(
+                f'{position} is a part of the logits that config.model.attention_softcap = '
+                f'{model.attention_softcap:g} would not cap: set it to 0.'
+            )
+    tells_places = ('rotary', 'transformer_xl', 'learned', 'sinusoidal')
+    if objective.sees == 'ranks' and model.position not in tells_places:
         raise InputError(
             f"config.objective.name = '{name}' asks what stands at a place, which config.model."
             f"position = '{model.position}' does not tell. Did you mean 'rotary'?"
@@ -390,7 +398,7 @@ def _as_json(config: Config) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Returns the workdir's `config.json`.
+    """Returns the workdir's `config.json`; keys that it was written without have their defaults.
 
     Raises:
         InputError: there is none, or it is not a JSON object.
@@ -403,9 +411,18 @@ def read_config(workdir: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"'{path}' is damaged, it is not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"'{path}' is damaged, it is not a JSON object.")
-    return found
+    if not isinstance(found, dict) or 'seed' not in found:
+        raise InputError(f"'{path}' is damaged, it is not the config of a run.")
+    return _filled(found, json.loads(json.dumps(configs.defaults())))
+
+
+def _filled(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config with the keys that came to `configs/base.py` after it was written."""
+    return found | {
+        key: _filled(found.get(key, {}), value) if isinstance(value, dict) and value else value
+        for key, value in defaults.items()
+        if key not in found or (isinstance(value, dict) and value)
+    }
 
 
 def lock(workdir: Path) -> contextlib.AbstractContextManager:

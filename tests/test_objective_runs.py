@@ -3,11 +3,15 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 import lm
+from lm import config, decode
+from lm import run as runs
 from lm.errors import InputError
 from lm.evaluate import evaluate
+from lm.inference import LanguageModel
 from lm.objectives import OBJECTIVES
 from lm.terms import TERMS
 
@@ -138,6 +142,30 @@ def test_translations_are_measured_and_kept(tmp_path):
     assert model.generate(['the cat', 'a dog sat on'], beams=2, max_tokens=5)[0] == one
 
 
+def test_what_an_encoder_is_given_is_what_its_objective_trains_on(tmp_path, monkeypatch):
+    """The text of a prompt stands in the source of `generate` as it would in that of the objective."""
+    given = {}
+
+    def keep(model, params, prompts, lengths, *args, sources, **kwargs):
+        row, (read, counts) = prompts[0, : lengths[0]].tolist(), sources
+        given[name] = row, read[0, : counts[0]].tolist()
+        return np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+
+    monkeypatch.setattr(decode, 'generate', keep)
+    for name in ('seq2seq', 'denoising', 'ul2'):
+        parsed = config.parse(make_config(tmp_path, name))
+        text = runs.build_tokenizer(parsed, tmp_path)
+        run = runs.build(parsed, text, runs.check_mesh(parsed))
+        assert LanguageModel(run, None).generate('a') == ''
+    (a,) = text.encode('a')
+    first, sequential = text.vocab_size, text.vocab_size + 30 - 2
+    assert given == {
+        'seq2seq': ([1], [a, 2]),
+        'denoising': ([1], [1, a, 2]),
+        'ul2': ([1, first], [sequential, 1, a, first, 2]),
+    }
+
+
 @pytest.mark.parametrize(
     ('name', 'more', 'message'),
     [
@@ -153,6 +181,16 @@ def test_translations_are_measured_and_kept(tmp_path):
         ('causal', {'model': {'embedding_dim': 8}}, 'embedding_dim = 8 is for encoders'),
         ('causal', {'model': {'position': 'relative', 'attention': ('linear',)}}, "take 'rotary'"),
         ('permutation', {'model': {'position': 'relative'}}, "Did you mean 'rotary'"),
+        (
+            'permutation',
+            {'model': {'position': 'transformer_xl', 'attention_softcap': 3.0}},
+            'config.model.attention_softcap = 3 would not cap',
+        ),
+        (
+            'masked',
+            {'model': {'position': 'transformer_xl', 'attention_implementation': 'blocked'}},
+            "position = 'transformer_xl' is a bias on all pairs",
+        ),
         ('span_corruption', {'eval': {'stride': 8}}, 'config.eval.stride = 8 is for objectives'),
         ('masked', {'tokenizer': {'mask': False}}, 'set config.tokenizer.mask = True'),
         ('span_corruption', {'tokenizer': {'sentinels': 0}}, 'set config.tokenizer.sentinels'),

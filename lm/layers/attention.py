@@ -1,5 +1,6 @@
 """The attention part of a layer: projections, rotary positions, the cache, and `lm.attention`."""
 
+import dataclasses
 import functools
 import math
 
@@ -16,6 +17,7 @@ from lm.layers.dense import Dense
 from lm.layers.norm import RMSNorm
 from lm.layers.position import alibi_slopes, relative_bias, rotate
 from lm.layers.tokens import UNKNOWN, Tokens
+from lm.layers.transformer_xl import DistanceScores
 
 # Keys and values of one layer, `{'key': [B, G, S, K], 'value': [B, G, S, K]}`: what a head multiplies lies
 # together, and need not be moved for it. 16 bits are kept as integers. Where the mask forgets, there are
@@ -130,6 +132,8 @@ class Attention(nn.Module):
             cache: keys and values of earlier tokens.
         """
         c = self.config
+        if c.position == 'transformer_xl':  # Its own vectors are there instead.
+            c = dataclasses.replace(c, bias=False)
         source, segments = x, tokens.segments
         segments = None if segments is None else (segments, segments)
         positions = None if tokens.order is None else (tokens.order, tokens.order)
@@ -139,18 +143,21 @@ class Attention(nn.Module):
             positions = twice([tokens.order, tokens.order - 1]), tokens.order
             segments = segments and (twice(2 * [tokens.segments]), tokens.segments)
         query, key, value = project(c, x, tokens, source)
+        places = source.shape[1]
         if cache is not None:
             earlier = cache
             cache = write(cache, key, value, tokens.places, self.kind.reach())
             if not tokens.fresh:
                 key, value, slots = visible(earlier, cache, key, value, tokens.places)
-                positions = tokens.places, slots
+                positions = places = tokens.places, slots
         bias = None
+        # A mask that is asked about ranks says nothing about places.
+        both = not self.kind.is_causal or tokens.order is not None
         if tokens.relative is not None:
-            places = positions or x.shape[1]
-            bias = relative_bias(
-                tokens.relative, places, c.relative_distance, not self.kind.is_causal
-            )
+            bias = relative_bias(tokens.relative, places, c.relative_distance, both)
+        if c.position == 'transformer_xl':
+            scores = DistanceScores(c, name='relative')
+            query, bias = scores(query, key.shape[2], places, tokens.types, both)
         out = attend(
             query,
             key,

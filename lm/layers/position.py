@@ -11,7 +11,10 @@ from lm.config import ModelConfig
 from lm.errors import InputError, lookup
 from lm.layers.dense import STDDEV
 
-POSITIONS = ('rotary', 'learned', 'sinusoidal', 'alibi', 'relative', 'none')
+POSITIONS = (
+    *('rotary', 'learned', 'sinusoidal', 'alibi'),
+    *('relative', 'transformer_xl', 'none'),  # the second is in `lm/layers/transformer_xl.py`
+)
 
 
 def _unscaled(frequencies: np.ndarray, config: ModelConfig, width: int) -> np.ndarray:
@@ -215,10 +218,22 @@ def relative_bias(
         distances = k_places[:, None, :] - q_places[:, :, None]
         found = table[relative_buckets(distances, count, furthest, bidirectional)]
         return jnp.moveaxis(found, 3, 1)
-    # One number a distance, laid out without a gather, whose gradient would be a scatter of all pairs: row
-    # i begins T - 1 - i further on.
     length = places
     distances = jnp.arange(-(length - 1), length + 1)
     each = table[relative_buckets(distances, count, furthest, bidirectional)].T  # [H, 2 T]
-    flat = jnp.tile(each, (1, length))[:, length - 1 :][:, : length * (2 * length - 1)]
-    return flat.reshape(-1, length, 2 * length - 1)[None, :, :, :length]
+    return shifted(jnp.broadcast_to(each[:, None], (each.shape[0], length, 2 * length)))[None]
+
+
+def shifted(scores: jax.Array) -> jax.Array:
+    """Lays out by place what is known by distance, `[..., T, W] -> [..., T, T]`, W > T.
+
+    Row i, column m is of query i and the key that is m - (T - 1) places after it. There is no gather,
+    whose gradient would be a scatter of all pairs: each row begins one number further to the left than the
+    one above. For keys more than W - T places after their query it gives numbers of other rows.
+
+    >>> shifted([[9, 1, 2], [3, 4, 9]])
+    [[1, 2], [3, 4]]
+    """
+    *rest, length, width = scores.shape
+    flat = scores.reshape(*rest, -1)[..., length - 1 :][..., : length * (width - 1)]
+    return flat.reshape(*rest, length, width - 1)[..., :length]

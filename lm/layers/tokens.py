@@ -16,6 +16,8 @@ class Tokens:
             about places. None: there are none.
         streams: static; the tokens come twice. The second half are queries only, which see what the first
             half of a lower rank is, and not themselves.
+        types: int32 `[B, T]`, which of several texts each token is of, where logits depend on it; None: all
+            of one.
         relative: float32 `[buckets, H]`, the biases of relative positions; None without them.
         memory: `[B, S, D]`, what an encoder made of another text; None: there is none.
         memory_segments: int32 `[B, S]`, of which segment each of these may be read; None: of all.
@@ -29,6 +31,7 @@ class Tokens:
     in_prefix: jax.Array | None = None
     order: jax.Array | None = None
     streams: bool = struct.field(pytree_node=False, default=False)
+    types: jax.Array | None = None
     relative: jax.Array | None = None
     memory: jax.Array | None = None
     memory_segments: jax.Array | None = None

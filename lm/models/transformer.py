@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         if self.streams:
             init = nn.initializers.normal(STDDEV)
             self.query_stream = self.param('query_stream', init, (embedding_dim(c),))
-        if c.token_types:
+        if embeds_types(c):
             self.token_type = Embed(c.token_types, embedding_dim(c), dtype)
         if c.embed_norm:
             self.embed_norm = make_norm(c)
@@ -148,6 +148,7 @@ class Transformer(nn.Module):
                 in_prefix,
                 order,
                 order is not None,
+                types=None if embeds_types(c) else token_types,
                 relative=relative,
                 memory=memory,
                 memory_segments=memory_segments,
@@ -200,7 +201,7 @@ class Transformer(nn.Module):
                 x = x * x.shape[-1] ** 0.5 + sinusoids(positions, x.shape[-1]).astype(x.dtype)
             case 'rotary':
                 angles = rotary_angles(positions, c, head_sizes(c)[2])
-        if c.token_types:
+        if embeds_types(c):
             x += self.token_type(jnp.zeros_like(positions) if token_types is None else token_types)
         if c.embed_norm:
             x = self.embed_norm(x)
@@ -215,3 +216,8 @@ def make_embed(config: ModelConfig, size: int) -> Embed:
 def embedding_dim(config: ModelConfig) -> int:
     """Returns how wide the embeddings are: D, unless they are factored."""
     return config.embedding_dim or config.embed_dim
+
+
+def embeds_types(config: ModelConfig) -> bool:
+    """Returns whether kinds of tokens are in the embeddings; Transformer-XL has them in the logits."""
+    return config.token_types > 0 and config.position != 'transformer_xl'

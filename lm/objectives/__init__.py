@@ -38,8 +38,10 @@ from lm.objectives.seq2seq import seq2seq
 from lm.objectives.span_corruption import count, span_corruption
 from lm.objectives.span_corruption import sizes as corrupted_sizes
 from lm.objectives.spec import Draw as Draw
+from lm.objectives.spec import Prompt as Prompt
 from lm.objectives.spec import Spec as Spec
 from lm.objectives.ul2 import parse, ul2
+from lm.objectives.ul2 import prompt as to_be_continued
 from lm.objectives.ul2 import sentinels as mixture_sentinels
 from lm.objectives.ul2 import sizes as mixture_sizes
 
@@ -69,6 +71,7 @@ class Objective:
         sees: what a prediction may know: 'before' it, that and the 'prefix', what is of lower 'ranks', or
             'both' sides of it.
         measured: what the loss is of, for a report; '' where `whole` says it.
+        prompt: spec -> how an encoder-decoder of it is given a text.
     """
 
     function: Callable[..., dict[str, np.ndarray]]
@@ -87,6 +90,7 @@ class Objective:
     whole: bool = False
     sees: str = 'before'
     measured: str = ''
+    prompt: Callable[[Spec], Prompt] = lambda spec: Prompt()
 
     @property
     def of_texts(self) -> bool:
@@ -167,6 +171,7 @@ OBJECTIVES: dict[str, Objective] = {
         needs=SENTINELS,
         sentinels=lambda n, spec: mixture_sentinels(n, spec.options.denoisers),
         measured='These are the hidden spans and what names them.',
+        prompt=to_be_continued,
     ),
     'denoising': Objective(
         denoising,
@@ -184,6 +189,7 @@ OBJECTIVES: dict[str, Objective] = {
         takes=PAIR,
         writes=True,
         whole=True,
+        prompt=lambda spec: Prompt(before=()),
     ),
     'classification': Objective(
         classification,

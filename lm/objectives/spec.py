@@ -1,11 +1,13 @@
-"""What an objective is told besides the tokens."""
+"""What an objective is told besides the tokens, and how what it trained is given a text."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from lm.config import ObjectiveConfig
+from lm.tokenizer import BOS, EOS
 from lm.vocabulary import Vocabulary
 
 # (rng, n) -> at most n tokens of a window of a random other document, int [<= n].
@@ -27,3 +29,17 @@ class Spec:
     vocabulary: Vocabulary
     length: int
     source_length: int
+
+
+class Prompt(NamedTuple):
+    """How an encoder-decoder is given a text, to write what belongs to it.
+
+    Attributes:
+        before: what the source begins with.
+        after: what it ends with.
+        begun: what is there of the target.
+    """
+
+    before: tuple[int, ...] = (BOS,)
+    after: tuple[int, ...] = (EOS,)
+    begun: tuple[int, ...] = (BOS,)

@@ -10,7 +10,8 @@ from lm.errors import InputError
 from lm.objectives.span_corruption import corrupted, count, draw_spans
 from lm.objectives.span_corruption import sizes as corrupted_sizes
 from lm.objectives.spans import inner
-from lm.objectives.spec import Draw, Spec
+from lm.objectives.spec import Draw, Prompt, Spec
+from lm.tokenizer import BOS, EOS
 
 
 class Denoiser(NamedTuple):
@@ -62,11 +63,24 @@ def ul2(
     starts, lengths = draw_spans(tokens, noise, spans, rng)
     if mode == 'S':
         starts = np.array([inner(tokens).stop - noise])
-    *sentinels, regular, sequential, extreme = spec.vocabulary.sentinels
-    token = {'R': regular, 'S': sequential, 'X': extreme}[mode]
-    fields = corrupted(tokens, starts, lengths, tuple(sentinels))
-    source = np.concatenate([[token], fields['encoder_inputs']]).astype(np.int32)
+    fields = corrupted(tokens, starts, lengths, spec.vocabulary.sentinels[: -len(MODES)])
+    source = np.concatenate([[_mode_token(mode, spec)], fields['encoder_inputs']]).astype(np.int32)
     return fields | {'encoder_inputs': source}
+
+
+def prompt(spec: Spec) -> Prompt:
+    """Returns how a text is given, to be continued: as a denoiser S has it, where one is drawn.
+
+    >>> prompt(spec)  # denoisers 'S 0.25'; sentinels 20, 21, R 22, S 23, X 24
+    Prompt(before=(23, 1), after=(20, 2), begun=(1, 20))
+    """
+    mode = min((d.mode for d in parse(spec.options.denoisers)), key=lambda mode: mode != 'S')
+    missing = spec.vocabulary.sentinels[0]
+    return Prompt((_mode_token(mode, spec), BOS), (missing, EOS), (BOS, missing))
+
+
+def _mode_token(mode: str, spec: Spec) -> int:
+    return spec.vocabulary.sentinels[MODES.index(mode) - len(MODES)]
 
 
 @functools.cache

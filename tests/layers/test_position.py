@@ -18,6 +18,7 @@ from lm.layers.position import (
     rotary_angles,
     rotary_frequencies,
     rotate,
+    shifted,
 )
 
 BASE = config.parse(base.get_config()).model
@@ -115,6 +116,16 @@ def test_wrong_scaling_and_odd_width():
         rotary_frequencies(scaled('yarm'), 16)
     with pytest.raises(InputError, match='head_dim = 15 is odd'):
         rotary_frequencies(scaled('none'), 15)
+
+
+@pytest.mark.parametrize('width', [5, 6, 8])
+def test_shifted_rows_by_definition(width):
+    scores = np.random.default_rng(0).normal(size=(2, 4, width))
+    found = shifted(jnp.asarray(scores))
+    for i in range(4):
+        for j in range(min(4, i + width - 4 + 1)):  # Up to W - T places after.
+            np.testing.assert_allclose(found[:, i, j], scores[:, i, j - i + 3], rtol=1e-6)
+    np.testing.assert_array_equal(shifted(jnp.array([[9, 1, 2], [3, 4, 9]])), [[1, 2], [3, 4]])
 
 
 def test_alibi_slopes_of_the_paper():

@@ -38,6 +38,10 @@ TOGETHER = {
         **{'attention_softcap': 3.0, 'logit_softcap': 2.0, 'norm_placement': 'post'},
         **{'activation': 'geglu', 'attention': ('causal', 'causal & window(3)')},
     },
+    'xl': {
+        **{'position': 'transformer_xl', 'num_kv_heads': 2, 'bias': True},
+        'attention': ('causal & window(3)', 'causal'),
+    },
 }
 ALONE = {
     **{f'position={kind}': {'position': kind} for kind in POSITIONS},
@@ -315,7 +319,10 @@ def test_vocabulary_is_padded():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changes', [{}, {'attention_softcap': 3.0, 'tie_embeddings': False}])
+@pytest.mark.parametrize(
+    'changes',
+    [{}, {'attention_softcap': 3.0, 'tie_embeddings': False}, {'position': 'transformer_xl'}],
+)
 def test_bfloat16_computes_near_float32(changes):
     """Through a loss in pieces, with finite float32 gradients."""
     inputs = tokens()
@@ -344,9 +351,11 @@ def test_bfloat16_computes_near_float32(changes):
         assert np.isfinite(grad).all()
 
 
-def test_sharded_equals_unsharded():
+@pytest.mark.parametrize('position', ['rotary', 'relative', 'transformer_xl'])
+def test_sharded_equals_unsharded(position):
     """On 8 devices, in values and gradients, with a pattern of masks and a padded vocabulary."""
-    model, params = make(vocab_multiple=8, num_kv_heads=2, norm='layernorm', bias=True)
+    changes = {'norm': 'layernorm', 'bias': True, 'position': position}
+    model, params = make(vocab_multiple=8, num_kv_heads=2, **changes)
     inputs = tokens(4)
 
     def loss(params, inputs):
@@ -371,6 +380,10 @@ def test_sharded_equals_unsharded():
         ({'position': 'rotory'}, "Did you mean 'rotary'"),
         ({'remat': 'ful'}, "Did you mean 'full'"),
         ({'head_dim': 5}, 'head_dim = 5 is odd'),
+        (
+            {'position': 'transformer_xl', 'embed_dim': 15, 'num_heads': 1},
+            'embed_dim = 15 is odd',
+        ),
     ],
 )
 def test_wrong_configs(changes, message):

@@ -28,6 +28,7 @@ VOCAB, TARGETS, SOURCES = 13, 8, 11
 VARIANTS = {
     'rotary': {},
     't5': {'position': 'relative', 'relative_buckets': 8, 'relative_distance': 16},
+    'xl': {'position': 'transformer_xl', 'num_kv_heads': 2, 'bias': True},
     '2017': {'position': 'sinusoidal', 'norm_placement': 'post', 'norm': 'layernorm', 'bias': True},
     'bart': {'position': 'learned', 'embed_norm': True, 'tie_embeddings': False},
     'patterns': {
@@ -200,6 +201,17 @@ def test_two_streams_see_lower_ranks_and_not_themselves():
             13_549_057
             + (512 * 128 + 2 * 128 + 2 * 128 + 129 * 64 + 65 * 128 + 2 * 128 + 30_522)
             + 12 * (4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64),
+        ),
+        # transformers' XLNetModel, and the bias of its logits.
+        ('xlnet_base', 116_718_336 + 32_000),
+        # As T5 1.1 small, 76,961,152: two matrices [V, D]; eight layers a side, with six heads of 64 and
+        # gated MLPs of 1,024; last norms, and 32 buckets a head.
+        (
+            'ul2_small',
+            2 * 32_128 * 512
+            + 8 * (4 * 512 * 384 + 3 * 512 * 1024 + 2 * 512)
+            + 8 * (8 * 512 * 384 + 3 * 512 * 1024 + 3 * 512)
+            + 2 * (512 + 32 * 6),
         ),
         ('transformer_base_wmt14', 37_000 * 512 + 6 * (3_152_384 + 4_204_032)),
         # The same without biases, with norms at the ends, and on queries and keys of 64.

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from lm.objectives.ul2 import parse, ul2
+from lm.objectives.ul2 import parse, prompt, ul2
 from lm.tokenizer import EOS
 from tests.objectives.specs import OPTIONS, example, make_spec, make_window, plain, seeded, share_is
 from tests.objectives.test_span_corruption import put_together
@@ -57,3 +57,14 @@ def test_denoisers_are_drawn_evenly():
     )
     assert len(drawn) == 7
     assert all(share_is(number, 3500, 1 / 7) for number in drawn.values())
+
+
+def test_a_prompt_is_what_a_sequential_denoiser_makes_of_a_text():
+    spec = make_spec(mask=False, sentinels=5, denoisers=('X 3 0.5', 'S 0.25'))
+    before, after, begun = prompt(spec)
+    assert prompt(spec) == ((23, 1), (20, 2), (1, 20))
+    only = make_spec(mask=False, sentinels=5, denoisers=('S 0.25',))
+    fields = ul2([1, 10, 11, 12, 13, 14, 15, 2], seeded(), only)
+    assert fields['encoder_inputs'].tolist() == [*before, 10, 11, 12, 13, *after]
+    assert fields['inputs'].tolist() == [*begun, 14, 15]
+    assert prompt(make_spec(mask=False, sentinels=5, denoisers=('X 3 0.5',))).before == (24, 1)
