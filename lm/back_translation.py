@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from lm import config as configs
 from lm import mesh, translation
-from lm.config import Config, EvalConfig
+from lm.config import EvalConfig
 from lm.data import source
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel, load
@@ -63,6 +63,7 @@ def write(
     tag: str = '',
     checkpoint: str | int = '',
     config: ConfigDict | None = None,
+    task: str = '',
     say: Callable[[str], None] = print,
 ) -> tuple[int, int]:
     """Translates each text of a source, and writes a file of two columns separated by a tab.
@@ -82,6 +83,8 @@ def write(
             `config.tokenizer.symbols` has it.
         checkpoint: as `lm.load` takes it.
         config: where given, its `eval` section and its seed are used instead of the run's.
+        task: of a run of several tasks that write, the one to do. Its `data.prefix` is read with each text,
+            and not written.
         say: prints a line for a person.
 
     Returns:
@@ -102,14 +105,17 @@ def write(
             f'--tag={tag!r} holds a tab or a newline, which separate columns and lines.'
         )
     new = None if config is None else configs.parse(config)
-    model = load(workdir, str(checkpoint) or (new.eval.checkpoint if new else ''))
-    used = _used(model, new, workdir)
-    how = chosen.how(used.eval)
-    texts = source.parse(spec, dataclasses.replace(used.data, document='line'))
+    model = _of_task(load(workdir, str(checkpoint) or (new.eval.checkpoint if new else '')), task)
+    used = model.run.config
+    if new:
+        used = dataclasses.replace(used, eval=new.eval, seed=new.seed)
+    how, prefix = chosen.how(used.eval), used.data.prefix
+    texts = source.parse(spec, dataclasses.replace(used.data, document='line', prefix=''))
     made_by = {
         'run': str(workdir),
         'step': model.step,
         'checkpoint': str(checkpoint) or used.eval.checkpoint,
+        'task': task,
         'source': spec,
         'content': texts.fingerprint(),
         'method': method,
@@ -127,7 +133,8 @@ def write(
     with _progress(total, done) as progress:
         while chunk := list(itertools.islice(left, _CHUNK)):
             label = f'{done:,} to {done + len(chunk):,} of {total:,}'
-            made = translation.translate(model, chunk, how, label, (used.seed, done))
+            given = [prefix + text for text in chunk]
+            made = translation.translate(model, given, how, label, (used.seed, done))
             if chosen.noise:
                 seeds = ((used.seed, done + i) for i in range(len(chunk)))
                 made = [
@@ -166,15 +173,16 @@ def noised(text: str, rng: np.random.Generator) -> str:
     ).strip()
 
 
-def _used(model: LanguageModel, new: Config | None, workdir: str | Path) -> Config:
-    """Returns the config of the run with what another one changes."""
-    config = model.run.config
-    if not model.run.objective.writes:
+def _of_task(model: LanguageModel, task: str) -> LanguageModel:
+    """Returns the model as its run does a task; '' is the only one that writes."""
+    writers = {name: run for name, run in model.run.tasks.items() if run.objective.writes}
+    if not writers:
+        name = model.run.objective.name
         raise InputError(
-            f"'{workdir}' learned config.objective.name = '{config.objective.name}'; --mode=translate "
-            "needs a run of 'seq2seq'."
+            f"--mode=translate needs a run of config.objective.name = 'seq2seq', not '{name}'."
         )
-    return dataclasses.replace(config, eval=new.eval, seed=new.seed) if new else config
+    only = next(iter(writers)) if len(writers) == 1 else ''
+    return LanguageModel(lookup(writers, task or only, '--task'), model.params, model.step)
 
 
 def _singles(texts: source.Source) -> Iterator[str]:

@@ -127,6 +127,7 @@ def evaluate(
     earlier = len(path.read_text().splitlines()) if path.exists() else 0
     folder = workdir / 'predictions' / f'evaluation{earlier + 1}'
     found = measure(run, model.params, splits, folder, {})
+    wrote = any(part.objective.writes and splits[task] for task, part in run.tasks.items())
     line = {
         'checkpoint': str(checkpoint) or run.config.eval.checkpoint,
         'step': model.step,
@@ -138,7 +139,7 @@ def evaluate(
         },
         'splits': found.splits,
         'tasks': found.tasks,
-        'predictions': str(folder.relative_to(workdir)) if found.tasks else None,
+        'predictions': str(folder.relative_to(workdir)) if wrote else None,
     }
     if jax.process_index() == 0:
         with open(path, 'a', encoding='utf-8') as file:

@@ -64,6 +64,7 @@ _METHOD = flags.DEFINE_string(
 _SWAP = flags.DEFINE_bool(
     'swap', False, 'translate: the translation first, then the text: pairs for the other direction.'
 )
+_TASK = flags.DEFINE_string('task', '', 'translate: of a run of several tasks, which.')
 _TAG = flags.DEFINE_string(
     'tag', '', "translate: written before the first column, such as '<BT>' with --swap."
 )
@@ -183,6 +184,7 @@ def _translate() -> None:
         _TAG.value,
         _CHECKPOINT.value,
         _CONFIG.value,
+        _TASK.value,
         _say,
     )
     _say(f'{count - empty:,} pairs of {count:,} texts: {_OUTPUT.value}')

@@ -20,7 +20,10 @@ _SAMPLES = 1000
 
 
 def write(folder: Path, task: str, lines: Sequence[Line]) -> None:
-    """Writes `folder/SPLIT.WAY.jsonl` of a task `SPLIT, WAY`: `source`, `target`, `prediction` a line."""
+    """Writes the translations of `SPLIT, WAY` or `TASK SPLIT, WAY`, as a report calls them.
+
+    They are in `folder/SPLIT.WAY.jsonl`, or in `folder/TASK/`: `source`, `target`, `prediction` a line.
+    """
     text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
     atomic_write(folder / _file(task), text)
 
@@ -42,9 +45,10 @@ def read(folder: Path, task: str) -> list[Line] | None:
         raise InputError(f"'{path}' is damaged: train the run to its end again.") from None
 
 
-def _file(task: str) -> str:
-    split, way = task.split(', ')
-    return f'{split}.{way.replace(" ", "")}.jsonl'
+def _file(task: str) -> Path:
+    named, _, way = task.partition(', ')
+    folder, _, split = named.rpartition(' ')
+    return Path(folder) / f'{split}.{way.replace(" ", "")}.jsonl'
 
 
 class Compared(NamedTuple):

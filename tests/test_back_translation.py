@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from command_line import assert_refused, call
+from ml_collections import ConfigDict
 
 import lm
 from lm import back_translation, config, tokenizer, translation
@@ -165,6 +166,28 @@ def test_texts_without_a_translation_are_not_trained_on(reverse, tmp_path, monke
     assert made.read_text() == 'one a\tein Teil\n\nthree\tein Teil\n'
     data = config.parse(make_config(f'tsv:{made}')).data
     assert len(list(back_translation.source.parse(f'tsv:{made}', data).documents())) == 4
+
+
+@pytest.mark.slow
+def test_a_task_of_several_reads_its_prefix(tmp_path):
+    tasks = {
+        to: {'data': {'train': f'builtin:numerals#en,{to}[train]', 'prefix': f'{to}: '}}
+        for to in ('de', 'fr')
+    }
+    several = make_config('')
+    several.tasks = ConfigDict(tasks)
+    lm.train(several, tmp_path / 'run')
+    english = list(numerals.documents('valid', ('en', 'de')))[::2][:8]
+    (tmp_path / 'mono.txt').write_text('\n'.join(english))
+    model = lm.load(tmp_path / 'run')
+    for to in tasks:
+        made = tmp_path / f'{to}.tsv'
+        write(tmp_path / 'run', f'text:{tmp_path}/mono.txt', made, task=to)
+        given = [f'{to}: {text}' for text in english]
+        expected = translation.translate(model, given, {'beams': 2, 'length_penalty': 0.6}, '')
+        assert rows(made) == [list(pair) for pair in zip(english, expected, strict=True)]
+    with pytest.raises(InputError, match='Choose one of: de, fr'):
+        write(tmp_path / 'run', f'text:{tmp_path}/mono.txt', tmp_path / 'a.tsv')
 
 
 @pytest.mark.slow

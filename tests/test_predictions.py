@@ -39,6 +39,14 @@ def test_what_is_written_is_read(tmp_path):
         predictions.read(tmp_path, 'test, beam 4')
 
 
+def test_translations_of_several_tasks_have_folders(tmp_path):
+    predictions.write(tmp_path, 'numbers test, beam 4', LINES)
+    assert predictions.read(tmp_path / 'numbers', 'test, beam 4') == LINES
+    assert predictions.read(tmp_path, 'numbers test, beam 4') == LINES
+    for other in ('names test, beam 4', 'numbers valid', 'test, beam 4'):
+        assert predictions.read(tmp_path, other) is None
+
+
 def test_each_run_is_compared_with_the_first_that_has_translations(tmp_path):
     found = compare(
         tmp_path, {'none': (None, EVAL), 'first': (LINES, EVAL), 'second': (BETTER, EVAL)}
