@@ -10,7 +10,7 @@ import pytest
 import lm
 from experiments.objectives import figure, readme
 from experiments.objectives.cases import CASES, overrides
-from experiments.objectives.measure import guess, never
+from experiments.objectives.measure import guess, measure, never
 from lm import config, models
 from lm import run as runs
 from lm.models.electra import Electra
@@ -50,6 +50,35 @@ def test_every_case_can_be_run(case, tmp_path):
     run = runs.build(parsed, runs.build_tokenizer(parsed, tmp_path), runs.check_mesh(parsed))
     assert run.objective.window >= 100
     assert case.name.partition(' ')[0] in OBJECTIVES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
+def test_what_each_case_predicts_is_measured(case, tmp_path):
+    """A small run of made-up text: the first model knows nothing, the guess knows something."""
+    words = ['the', 'a', 'cat', 'dog', 'sat', 'ran', 'on', 'in', 'mat', 'park', 'and']
+    texts = [' '.join(words[i * j % 11] for j in range(1, 60)) for i in range(1, 40)]
+    (tmp_path / 'text.txt').write_text('\n'.join(texts))
+    (tmp_path / 'pairs.tsv').write_text('\n'.join(f'{t[:40]}\t{t[:40].upper()}' for t in texts))
+    changed = lm.get_config('brown', tokenizer={'kind': 'bytes'})
+    for key, value in overrides(case).items():
+        section, name = key.split('.')
+        changed[section][name] = value
+    source = 'tsv:{}/pairs.tsv' if case.name == 'seq2seq' else 'text:{}/text.txt'
+    changed.data.train = changed.data.valid = source.format(tmp_path)
+    changed.data.batch_size = 8
+    changed.model.embed_dim, changed.model.num_heads = 16, 2
+    changed.model.num_layers = changed.model.encoder_layers = 1
+    changed.train.steps, changed.schedule.warmup_steps, changed.generate.max_tokens = 3, 0, 2
+    lm.train(changed, tmp_path / 'run')
+    found = measure(tmp_path / 'run')
+    assert set(found) == set(case.predicts)
+    for term, numbers in found.items():
+        answers = 2 if term in ('pair', 'discriminator') else 260
+        assert numbers['before']['nats'] == pytest.approx(math.log(answers), rel=0.2)
+        assert numbers['after'] != numbers['before']
+        assert 0 < numbers['guess']['nats'] < numbers['before']['nats'] + 0.1
+        assert 1 / answers < numbers['guess']['accuracy'] < 1
 
 
 def test_a_guess_is_of_how_often_each_answer_is_right():
