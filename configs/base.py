@@ -51,6 +51,9 @@ def get_config() -> ConfigDict:
             # bool. Windows of a long document begin anywhere, differently in each epoch (as in
             # nanoGPT), instead of at multiples of `length`. Evaluation never does this.
             'random_crop': False,
+            # float, rate. So many windows are read without their codes (`tokenizer.codes`), so that the
+            # model also knows text as such, which guidance needs. Evaluation never leaves them out.
+            'code_dropout': 0.0,
             'tfds_dir': '',  # str, path. Where TFDS data sets are prepared. '' = TFDS's default.
             # str, path. Tokenized text is kept here, by content. '' = $LM_CACHE_DIR, or ~/.cache/lm.
             'cache_dir': '',
@@ -73,6 +76,10 @@ def get_config() -> ConfigDict:
             # grows by them.
             'mask': False,  # bool. A mask token, as in BERT, BART and ELECTRA.
             'sentinels': 0,  # int. Tokens that stand for spans, as in T5, which has 100.
+            # tuple of str. Control codes (CTRL): tokens that say before a text what it is. A source
+            # says which its documents have, in braces. 'news' is a code, 'title=' one with text, and
+            # 'words<100', 'words>=100' (or characters) are given by length, with no source saying so.
+            'codes': (),
         }
     )
 
@@ -307,6 +314,11 @@ def get_config() -> ConfigDict:
             'top_k': 0,  # int. Only the k likeliest tokens. 0 = off.
             'top_p': 1.0,  # float. Only the likeliest tokens of this total probability. 1 = off.
             'min_p': 0.0,  # float. Only tokens with this part of the best's probability. 0 = off.
+            # tuple of str. What the text is to be, of `tokenizer.codes`: 'news', 'title=The cat'.
+            'codes': (),
+            # float. Classifier-free guidance: logits = without codes + guidance (with - without). 1 =
+            # with codes, 0 = without; above 1 they count for more. Needs `data.code_dropout`.
+            'guidance': 1.0,
         }
     )
 

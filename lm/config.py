@@ -33,6 +33,7 @@ class DataConfig:
     batch_size: int
     packing: bool
     random_crop: bool
+    code_dropout: float
     tfds_dir: str
     cache_dir: str
     workers: int
@@ -50,6 +51,7 @@ class TokenizerConfig:
     train_bytes: int
     mask: bool
     sentinels: int
+    codes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,8 @@ class GenerateConfig:
     top_k: int
     top_p: float
     min_p: float
+    codes: tuple[str, ...]
+    guidance: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,10 +334,10 @@ _RANGES = {
     r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
     r'|eval\.(batch_size|stride|batches|beams|length_penalty)'
-    r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k)'
+    r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k|guidance)'
     r'|tokenizer\.sentinels|objective\.max_predictions|multitask\.(limit|asymmetry)': (0, None),
     r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'
-    r'|generate\.(top_p|min_p)|objective\.\w*rate': (0, 1),
+    r'|generate\.(top_p|min_p)|data\.code_dropout|objective\.\w*rate': (0, 1),
     r'model\.rotary_(base|factor)|objective\.similarity_temperature': (1e-6, None),
 }
 

@@ -20,11 +20,13 @@ class Document(NamedTuple):
         text: the text.
         invalid_bytes: of it, those that were not UTF-8 and became U+FFFD.
         label: what is known of it, or at the second text of a pair, of both; '' for nothing.
+        codes: what it is; see `lm.codes`.
     """
 
     text: str
     invalid_bytes: int = 0
     label: str = ''
+    codes: tuple[str, ...] = ()
 
 
 def decoded(data: bytes | str) -> Document:

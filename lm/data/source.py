@@ -40,6 +40,7 @@ class Source:
         part: the part of them that this source is.
         paired: documents 2i and 2i + 1 are the two sides of pair i, both with text. Then `part` is in
             pairs, or percent of them.
+        codes: what says which control codes its documents have, as written between the braces.
     """
 
     spec: str
@@ -47,6 +48,7 @@ class Source:
     identity: Callable[[], Any]
     part: Slice
     paired: bool = False
+    codes: tuple[str, ...] = ()
 
     def records(self) -> Iterator[Document]:
         """Yields the documents that hold any text, with their counts of invalid bytes.
@@ -70,17 +72,23 @@ class Source:
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of all that decides the documents."""
         part = [str(self.part.start), str(self.part.stop), self.part.unit]
-        return digest([self.identity(), part, self.paired])
+        return digest([self.identity(), part, self.paired, *self.codes])
 
 
 class Spec(NamedTuple):
-    """`KIND:WHERE[#FIELD][PART]`, taken apart; '' where one is not given."""
+    """`KIND:WHERE[#FIELD{CODES}][PART]`, taken apart; '' where one is not given."""
 
     text: str
     kind: str
     where: str
     field: str
     part: str
+    codes: tuple[str, ...] = ()
+
+    @property
+    def code_fields(self) -> tuple[str, ...]:
+        """The fields of a record that say its codes; what begins with = is a code itself."""
+        return tuple(code for code in self.codes if not code.startswith('='))
 
 
 def parse(text: str, data: DataConfig) -> Source:
@@ -95,10 +103,40 @@ def parse(text: str, data: DataConfig) -> Source:
         raise InputError(f"source '{text}' has no kind; write KIND:WHERE, such as 'text:{text}'.")
     rest, part = _split_brackets(rest)
     where, _, field = rest.partition('#')
+    field, codes = _split_codes(field, text)
     if not where:
         raise InputError(f"source '{text}' says no place after '{kind}:'.")
     maker = lookup(KINDS, kind, f"the kind of the source '{text}'")
-    return maker(Spec(text, kind, where, field, part), data)
+    spec = Spec(text, kind, where, field, part, codes)
+    return _with_codes(maker(spec, data), spec)
+
+
+def _split_codes(field: str, text: str) -> tuple[str, tuple[str, ...]]:
+    """Cuts off what stands in braces: `text{genre,=web}` -> `text`, (`genre`, `=web`)."""
+    if not field.endswith('}'):
+        return field, ()
+    field, _, codes = field[:-1].partition('{')
+    names = tuple(codes.split(','))
+    if not all(name.removeprefix('=') for name in names):
+        raise InputError(
+            f"source '{text}': '{{{codes}}}' does not say codes; write {{FIELD,FIELD}} for fields that "
+            'hold them, and {=CODE} for one that all documents have.'
+        )
+    return field, names
+
+
+def _with_codes(source: Source, spec: Spec) -> Source:
+    """Returns the source with those codes that all of its documents have."""
+    if not spec.codes:
+        return source
+    if source.paired:
+        raise InputError(f"source '{spec.text}' is of pairs, which take no codes.")
+    same = tuple(code[1:] for code in spec.codes if code.startswith('='))
+
+    def read() -> Iterator[Document]:
+        return (found._replace(codes=same + found.codes) for found in source.read())
+
+    return dataclasses.replace(source, read=read, codes=spec.codes)
 
 
 def _split_brackets(text: str) -> tuple[str, str]:
@@ -187,7 +225,7 @@ def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
         fields: those that are read where the source names none.
     """
     place = f"source '{spec.text}'"
-    chosen = table.fields(spec.field or fields, place)
+    chosen = table.fields(spec.field or fields, place)._replace(codes=spec.code_fields)
     paired = len(chosen.texts) == 2
     part = _slice(spec, paired)
     if chosen.label and part.unit:
@@ -198,7 +236,7 @@ def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
 
     def read() -> Iterator[Document]:
         for path in files:
-            records = table.FORMS[form](_lines(path), chosen.names, path)
+            records = table.FORMS[form](_lines(path), chosen, path)
             if not paired:
                 yield from table.texts(records, chosen, path)
                 continue
@@ -223,6 +261,7 @@ def _data(spec: Spec, data: DataConfig) -> Source:
 
 
 def _tfds(spec: Spec, data: DataConfig) -> Source:
+    _no_code_fields(spec)
     fields = (spec.field or 'text').split(',')
     prepared = tfds.open_split(spec.where, fields, spec.part, data.tfds_dir, spec.text)
     return Source(
@@ -250,6 +289,15 @@ BUILTIN = {'pydocs': pydocs, 'numerals': numerals}
 def _no_field(spec: Spec) -> None:
     if spec.field:
         raise InputError(f"source '{spec.text}' has no field, and so no '#{spec.field}'.")
+    _no_code_fields(spec)
+
+
+def _no_code_fields(spec: Spec) -> None:
+    for name in spec.code_fields:
+        raise InputError(
+            f"source '{spec.text}' has no field '{name}' that says codes; write '{{={name}}}' for a code "
+            'that all its documents have.'
+        )
 
 
 # --- files ---------------------------------------------------------------------------------------
