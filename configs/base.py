@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
             #   jsonl:GLOB#A,B                two fields
             #   tfds:NAME[/CONFIG]#en,de      two fields
             # Of records (tsv, csv, jsonl) also with a label: #FIELD=LABEL, #A,B=LABEL.
+            # Braces at the end of a FIELD say which control codes (`tokenizer.codes`) texts have:
+            # #text{genre,title} as these fields of each record hold, #{=news} all the same.
             # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.

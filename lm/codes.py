@@ -4,7 +4,7 @@
 
 - `news`: a kind, an origin, a style; anything that a source says of a document.
 - `title=`: a code with text, such as the title of a document or of its section: written `title=The cat`,
-  it is the id and then the tokens of `The cat`.
+  it is the id, the tokens of `The cat`, and the id again, where it ends.
 - `words<100`, `characters>=5000`: a length. Each document has the nearest that holds of it.
 
 https://arxiv.org/abs/1909.05858
@@ -65,10 +65,10 @@ def tokens(
     encode: Callable[[str], np.ndarray],
     place: str,
 ) -> list[int]:
-    """Returns the tokens of codes: first those without text, then those with, each followed by it.
+    """Returns the tokens of codes: first those without text, then those with, around it.
 
     >>> tokens(['title=Ab', 'genre=news'], {'news': 300, 'title=': 301}, Bytes().encode, 'codes')
-    [300, 301, 69, 102]
+    [300, 301, 69, 102, 301]
 
     Args:
         codes: `NAME`, `NAME=TEXT`, or `FIELD=NAME` as a source has it. Without a text after the = there
@@ -86,7 +86,8 @@ def tokens(
         if equals and not text:
             continue
         if equals and f'{name}=' in ids:
-            with_text += [ids[f'{name}='], *encode(text).tolist()]
+            mark = ids[f'{name}=']
+            with_text += [mark, *encode(text).tolist(), mark]
             continue
         name = text or name
         if name not in ids:

@@ -17,11 +17,11 @@ def tokens(*given):
     return codes.tokens(given, IDS, tokenizer.Bytes().encode, 'here')
 
 
-def test_a_code_is_its_id_and_one_with_text_is_followed_by_it():
+def test_a_code_is_its_id_and_one_with_text_stands_around_it():
     assert tokens() == []
     assert tokens('fiction', 'news') == [301, 300]
-    assert tokens('title=Ab', 'news') == [300, 302, 69, 102]
-    assert tokens('title=a=b') == [302, 101, 65, 102]
+    assert tokens('title=Ab', 'news') == [300, 302, 69, 102, 302]
+    assert tokens('title=a=b') == [302, 101, 65, 102, 302]
     assert tokens('genre=news', 'title=', 'words<9') == [300, 304]  # A field of a source; no title.
 
 
