@@ -33,6 +33,10 @@ def get_config() -> ConfigDict:
             #                                 line gives the names)
             #   jsonl:GLOB#A,B                two fields
             #   tfds:NAME[/CONFIG]#en,de      two fields
+            # Of a knowledge graph, HEAD, RELATION and TAIL between tabs; id2name.tsv beside names the ids:
+            #   triples:GLOB                  as sentences, two of each: who relates to what, and back
+            #   triples:GLOB#question,answer  as pairs
+            #   data:NAME/FILE#triples        the same below $LM_DATA_DIR; also with #question,answer
             # Of records (tsv, csv, jsonl) also with a label: #FIELD=LABEL, #A,B=LABEL.
             # Braces at the end of a FIELD say which control codes (`tokenizer.codes`) texts have:
             # #text{genre,title} as these fields of each record hold, #{=news} all the same.
@@ -295,6 +299,10 @@ def get_config() -> ConfigDict:
             'length_penalty': 0.6,  # float. Larger prefers longer texts; 0 = log probability.
             'bleu_tokenizer': '13a',  # str: sacreBLEU's 13a | zh | ja-mecab | ko-mecab | intl | char ...
             'lowercase': False,  # bool. BLEU and chrF of lowercased text.
+            # int. Of triples (objectives causal and seq2seq) each end is ranked among the graph's
+            # entities; of a graph with more, among so many random ones, which the result's name says.
+            # 0 = always all.
+            'candidates': 1000,
         }
     )
 

@@ -183,6 +183,7 @@ class EvalConfig:
     batches: int
     beams: int
     length_penalty: float
+    candidates: int
     bleu_tokenizer: str
     lowercase: bool
 
@@ -333,7 +334,7 @@ _RANGES = {
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
     r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
-    r'|eval\.(batch_size|stride|batches|beams|length_penalty)'
+    r'|eval\.(batch_size|stride|batches|beams|length_penalty|candidates)'
     r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k|guidance)'
     r'|tokenizer\.sentinels|objective\.max_predictions|multitask\.(limit|asymmetry)': (0, None),
     r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'

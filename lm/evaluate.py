@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import mesh
+from lm import link_prediction, mesh
 from lm import run as runs
 from lm.inference import load
 from lm.perplexity import perplexity
@@ -19,7 +19,7 @@ from lm.writer import plain
 def evaluate(
     workdir: str | Path, checkpoint: str | int = 'latest', config: ConfigDict | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Returns the perplexity of each evaluation split of a run, whole.
+    """Returns the perplexity of each evaluation split of a run, whole, and the link prediction of triples.
 
     Args:
         workdir: the run's folder. The result is added to its `evaluations.jsonl`, with the checkpoint
@@ -45,13 +45,18 @@ def evaluate(
     results = {
         name: perplexity(run, model.params, split, label=name) for name, split in splits.items()
     }
+    tasks = {}
+    for task, part in run.tasks.items():
+        links = link_prediction.evaluate(part, model.params)
+        tasks |= {f'{task} {name}'.lstrip(): values for name, values in links.items()}
     if jax.process_index() == 0:
         line = {
             'step': model.step,
             'eval': dataclasses.asdict(run.config.eval),
             'sources': {name: getattr(run.config.data, name) for name in results},
             'splits': results,
+            'tasks': tasks,
         }
         with open(workdir / 'evaluations.jsonl', 'a', encoding='utf-8') as file:
             file.write(json.dumps(plain(line)) + '\n')
-    return results
+    return results | tasks

@@ -94,7 +94,7 @@ def _train() -> None:
     for split, result in written['splits'].items():
         _say(_line(split, result))
     for task, result in written['tasks'].items():
-        _say(f'{task}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature'))
+        _say(_task_line(task, result))
     _say(f'Report: {_workdir() / "report.html"}')
 
 
@@ -110,11 +110,15 @@ def _line(split: str, result: dict) -> str:
     return ', '.join([*parts, f'{result["tokens"]:,} tokens'])
 
 
+def _task_line(task: str, result: dict) -> str:
+    return f'{task}: ' + ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature')
+
+
 def _evaluate() -> None:
     from lm.evaluate import evaluate
 
-    for split, result in evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value).items():
-        _say(_line(split, result))
+    for name, result in evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value).items():
+        _say(_line(name, result) if 'perplexity' in result else _task_line(name, result))
 
 
 def _generate() -> None:

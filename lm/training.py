@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import memory, mesh, report, throughput, tree
+from lm import link_prediction, memory, mesh, report, throughput, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.data import pipeline
@@ -391,6 +391,8 @@ def evaluated(
             samples += texts
         else:
             samples += LanguageModel(part, params).samples(part.config.generate, part.config.seed)
+        links = link_prediction.evaluate(part, params)
+        tasks |= {f'{prefix}{name}': values for name, values in links.items()}
     return results, tasks, samples
 
 

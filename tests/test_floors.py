@@ -21,7 +21,7 @@ FLOORS = [
         'run',
         'training',
         'perplexity',
-        'translation',
+        *('translation', 'scores', 'link_prediction'),
         'inference',
         'evaluate',
         'lr_find',

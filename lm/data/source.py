@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lm.config import DataConfig, digest
-from lm.data import numerals, parallel, pydocs, slices, table, tfds
+from lm.data import numerals, parallel, pydocs, slices, table, tfds, triples
 from lm.data.slices import Document, Slice, decoded
+from lm.data.triples import Triple
 from lm.errors import InputError, lookup, nearest
 
 
@@ -41,6 +42,8 @@ class Source:
         paired: documents 2i and 2i + 1 are the two sides of pair i, both with text. Then `part` is in
             pairs, or percent of them.
         codes: what says which control codes its documents have, as written between the braces.
+        facts: of a knowledge graph, called for its triples; each is two documents (or pairs), and `part`
+            is in triples, or percent of them.
     """
 
     spec: str
@@ -49,6 +52,7 @@ class Source:
     part: Slice
     paired: bool = False
     codes: tuple[str, ...] = ()
+    facts: Callable[[], Iterator[Triple]] | None = None
 
     def records(self) -> Iterator[Document]:
         """Yields the documents that hold any text, with their counts of invalid bytes.
@@ -57,8 +61,9 @@ class Source:
             InputError: none does, or a file cannot be read or has a bad line.
         """
         empty = True
-        apply = self.part.apply_to_pairs if self.paired else self.part.apply
-        for document in apply(self.read):
+        size = (1 + self.paired) * (2 if self.facts else 1)
+        part, read = self.part, self.read
+        for document in part.apply(read) if size == 1 else part.apply_to_groups(read, size):
             if document.text:
                 empty = False
                 yield document
@@ -68,6 +73,10 @@ class Source:
     def documents(self) -> Iterator[str]:
         """Yields the texts of `records`."""
         return (document.text for document in self.records())
+
+    def triples(self) -> list[Triple]:
+        """Returns the triples of the part; none where it is not of a knowledge graph."""
+        return list(self.part.apply_to_groups(self.facts, 1)) if self.facts else []
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of all that decides the documents."""
@@ -161,6 +170,10 @@ def _slice(spec: Spec, paired: bool = False) -> Slice:
     return part
 
 
+# The field that makes pairs of a knowledge graph's triples.
+_ASKED = 'question,answer'
+
+
 # --- kinds ---------------------------------------------------------------------------------------
 
 
@@ -252,9 +265,43 @@ _csv = functools.partial(_table, form='csv', fields='0,1')
 _jsonl = functools.partial(_table, form='jsonl', fields='text')
 
 
+def _triples(spec: Spec, data: DataConfig) -> Source:
+    forms = ('', 'triples') if spec.kind == 'data' else ('',)
+    if spec.field not in (*forms, _ASKED):
+        raise InputError(
+            f"source '{spec.text}' has no field '#{spec.field}'; '#{_ASKED}' makes pairs of its triples."
+        )
+    _no_code_fields(spec)
+    paired = spec.field == _ASKED
+    files = _files(spec)
+    # The file that says what ids are called, by folder.
+    names = {path.parent: found for path in files if (found := _beside(path, triples.NAMES))}
+
+    def facts() -> Iterator[Triple]:
+        for path in files:
+            known = names.get(path.parent)
+            called = triples.read_names(_lines(known), known) if known else {}
+            yield from triples.read(_lines(path), called, path)
+
+    def identity() -> list[Any]:
+        contents = map(_content, [*files, *names.values()])
+        return ['triples', triples.VERSION, *contents]
+
+    return Source(
+        spec.text,
+        lambda: triples.documents(facts(), paired),
+        identity,
+        _slice(spec, True),
+        paired,
+        facts=facts,
+    )
+
+
 def _data(spec: Spec, data: DataConfig) -> Source:
     if parallel.is_pair(spec.where):
         return _parallel(spec, data)
+    if spec.field in ('triples', _ASKED):
+        return _triples(spec._replace(where=str(data_dir() / spec.where)), data)
     kind = Path(spec.where.removesuffix('.gz').removesuffix('.xz')).suffix
     spec = spec._replace(where=str(data_dir() / spec.where))
     return {'.jsonl': _jsonl, '.tsv': _tsv, '.csv': _csv}.get(kind, _text)(spec, data)
@@ -281,6 +328,7 @@ KINDS: dict[str, Callable[[Spec, DataConfig], Source]] = {
     'tsv': _tsv,
     'csv': _csv,
     'tfds': _tfds,
+    'triples': _triples,
     'data': _data,
 }
 BUILTIN = {'pydocs': pydocs, 'numerals': numerals}
@@ -321,6 +369,12 @@ def _files(spec: Spec) -> list[Path]:
     near = nearest(pattern, map(str, parent.iterdir())) if parent.is_dir() else ''
     near = near if near.startswith(' Did') else ''  # The other files of the folder say nothing.
     raise InputError(f"source '{spec.text}' matches no file.{near}")
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """Returns the file of this name in the same folder, packed or not, if there is one."""
+    found = (path.with_name(name + end) for end in ('', *_UNPACKERS))
+    return next(filter(Path.is_file, found), None)
 
 
 _UNPACKERS = {'.gz': gzip.open, '.xz': lzma.open}
