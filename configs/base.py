@@ -33,8 +33,14 @@ def get_config() -> ConfigDict:
             #                                 line gives the names)
             #   jsonl:GLOB#A,B                two fields
             #   tfds:NAME[/CONFIG]#en,de      two fields
+            # Of a knowledge graph, HEAD, RELATION and TAIL between tabs; id2name.tsv beside names the ids:
+            #   triples:GLOB                  as sentences, two of each: who relates to what, and back
+            #   triples:GLOB#question,answer  as pairs
+            #   data:NAME/FILE#triples        the same below $LM_DATA_DIR; also with #question,answer
             # Of records (tsv, csv, jsonl) also with a label: #FIELD=LABEL, #A,B=LABEL; and two fields as
             # one text: #A+B,C.
+            # Braces at the end of a FIELD say which control codes (`tokenizer.codes`) texts have:
+            # #text{genre,title} as these fields of each record hold, #{=news} all the same.
             # A SLICE in brackets keeps a part: a named split [train] for `builtin:` and `tfds:`;
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
@@ -56,6 +62,9 @@ def get_config() -> ConfigDict:
             # bool. Windows of a long document begin anywhere, differently in each epoch (as in
             # nanoGPT), instead of at multiples of `length`. Evaluation never does this.
             'random_crop': False,
+            # float, rate. So many windows are read without their codes (`tokenizer.codes`), so that the
+            # model also knows text as such, which guidance needs. Evaluation never leaves them out.
+            'code_dropout': 0.0,
             'tfds_dir': '',  # str, path. Where TFDS data sets are prepared. '' = TFDS's default.
             # str, path. Tokenized text is kept here, by content. '' = $LM_CACHE_DIR, or ~/.cache/lm.
             'cache_dir': '',
@@ -81,6 +90,10 @@ def get_config() -> ConfigDict:
             # grows by them.
             'mask': False,  # bool. A mask token, as in BERT, BART and ELECTRA.
             'sentinels': 0,  # int. Tokens that stand for spans, as in T5, which has 100.
+            # tuple of str. Control codes (CTRL): tokens that say before a text what it is. A source
+            # says which its documents have, in braces. 'news' is a code, 'title=' one with text, and
+            # 'words<100', 'words>=100' (or characters) are given by length, with no source saying so.
+            'codes': (),
         }
     )
 
@@ -301,6 +314,10 @@ def get_config() -> ConfigDict:
             'length_penalty': 0.6,  # float. Larger prefers longer texts; 0 = log probability.
             'bleu_tokenizer': '13a',  # str: sacreBLEU's 13a | zh | ja-mecab | ko-mecab | intl | char ...
             'lowercase': False,  # bool. BLEU and chrF of lowercased text.
+            # int. Of triples (objectives causal and seq2seq) each end is ranked among the graph's
+            # entities; of a graph with more, among so many random ones, which the result's name says.
+            # 0 = always all.
+            'candidates': 1000,
         }
     )
 
@@ -322,6 +339,11 @@ def get_config() -> ConfigDict:
             'top_k': 0,  # int. Only the k likeliest tokens. 0 = off.
             'top_p': 1.0,  # float. Only the likeliest tokens of this total probability. 1 = off.
             'min_p': 0.0,  # float. Only tokens with this part of the best's probability. 0 = off.
+            # tuple of str. What the text is to be, of `tokenizer.codes`: 'news', 'title=The cat'.
+            'codes': (),
+            # float. Classifier-free guidance: logits = without codes + guidance (with - without). 1 =
+            # with codes, 0 = without; above 1 they count for more. Needs `data.code_dropout`.
+            'guidance': 1.0,
         }
     )
 

@@ -34,6 +34,7 @@ class DataConfig:
     batch_size: int
     packing: bool
     random_crop: bool
+    code_dropout: float
     tfds_dir: str
     cache_dir: str
     workers: int
@@ -52,6 +53,7 @@ class TokenizerConfig:
     symbols: tuple[str, ...]
     mask: bool
     sentinels: int
+    codes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +186,7 @@ class EvalConfig:
     checkpoint: str
     beams: int
     length_penalty: float
+    candidates: int
     bleu_tokenizer: str
     lowercase: bool
 
@@ -208,6 +211,8 @@ class GenerateConfig:
     top_k: int
     top_p: float
     min_p: float
+    codes: tuple[str, ...]
+    guidance: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,11 +337,11 @@ _RANGES = {
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
     r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
-    r'|eval\.(batch_size|stride|batches|beams|length_penalty)'
-    r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k)'
+    r'|eval\.(batch_size|stride|batches|beams|length_penalty|candidates)'
+    r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k|guidance)'
     r'|tokenizer\.sentinels|objective\.max_predictions|multitask\.(limit|asymmetry)': (0, None),
     r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'
-    r'|generate\.(top_p|min_p)|objective\.\w*rate': (0, 1),
+    r'|generate\.(top_p|min_p)|data\.code_dropout|objective\.\w*rate': (0, 1),
     r'model\.rotary_(base|factor)|objective\.similarity_temperature': (1e-6, None),
 }
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from lm.codes import before
 from lm.errors import InputError
 from lm.mesh import constrain
 from lm.models import Decoder, EncoderDecoder
@@ -99,8 +100,15 @@ def generate(
     stop: tuple[int, ...],
     stream: Stream | None = None,
     sources: Sources | None = None,
+    codes: Sequence[int] = (),
+    guidance: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Continues prompts, all rows at once, until each has met a stop token or has `max_tokens`.
+
+    With a guidance beside 0 and 1 each text is read twice, with the codes and without, and the logits of
+    its next token are those without + guidance (those with - those without): classifier-free guidance (Ho
+    and Salimans 2022, https://arxiv.org/abs/2207.12598; of text Sanchez et al. 2023,
+    https://arxiv.org/abs/2306.17806).
 
     Compiled once for each (model, sampling, stop, stream, B) and power of two above P and `max_tokens`.
     Where a row outgrows the model's `max_length`, its last half goes on as a new prompt.
@@ -116,6 +124,8 @@ def generate(
         stop: ids that end a row; may be empty.
         stream: called on the host after each step, in order.
         sources: what an encoder reads.
+        codes: tokens of control codes; they stand in each prompt as in training (`lm.codes.before`).
+        guidance: 1 is with the codes, 0 without; above 1 they count for more.
 
     Returns:
         tokens: int32 `[B, max_tokens]`; 0 after a row's end.
@@ -130,12 +140,26 @@ def generate(
     run = functools.partial(
         _continue, model=model, sampling=sampling, stop=tuple(stop), stream=stream, ordered=ordered
     )
-    rows = [prompt[:length] for prompt, length in zip(prompts, lengths, strict=True)]
     half = max(model.max_length // 2, 1)
-    made = np.zeros((len(rows), 0), np.int32)
-    ended = np.zeros(len(rows), bool)
+    given = np.array(codes, np.int32)[:half]
+    guided = len(given) > 0 and guidance not in (0, 1)
+    # What stands before each text: with the codes or without, or a row for each.
+    ways = [given, given[:0]] if guided else [given[: len(given) * bool(guidance)]]
+    starts = [way for way in ways for _ in lengths]
+    rows = [
+        before(prompt[:length], way)
+        for way in ways
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    made = np.zeros((len(prompts), 0), np.int32)
+    ended = np.zeros(len(prompts), bool)
     while made.shape[1] < max_tokens and not ended.all():
-        rows = [row if len(row) < model.max_length else row[-half:] for row in rows]
+        rows = [
+            row
+            if len(row) < model.max_length
+            else np.concatenate([start, row[-max(half - len(start), 1) :]])
+            for start, row in zip(starts, rows, strict=True)
+        ]
         longest = max(len(row) for row in rows)
         limit = min(max_tokens - made.shape[1], max(model.max_length - longest, 1))
         new, ended = jax.device_get(
@@ -147,6 +171,7 @@ def generate(
                 rng,
                 made.shape[1],
                 limit,
+                guidance if guided else None,
                 size=_bucket(limit),
             )
         )
@@ -156,9 +181,9 @@ def generate(
         made = np.concatenate([made, new], axis=1)
         rows = [
             np.concatenate([row, tokens[tokens >= 0]])
-            for row, tokens in zip(rows, new, strict=True)
+            for row, tokens in zip(rows, [*new] * len(ways), strict=True)
         ]
-    tokens = np.full((len(rows), max_tokens), -1, np.int32)
+    tokens = np.full((len(prompts), max_tokens), -1, np.int32)
     tokens[:, : made.shape[1]] = made
     return np.maximum(tokens, 0), (tokens >= 0).sum(axis=1).astype(np.int32)
 
@@ -204,6 +229,13 @@ def next_logits(model: Decoder | EncoderDecoder, params: dict, hidden: jax.Array
     return jnp.where(jnp.arange(logits.shape[-1]) < model.vocab_size, logits, -jnp.inf)
 
 
+def guide(logits: jax.Array, guidance: jax.Array) -> jax.Array:
+    """Returns [B, V] of [2 B, V]: those without codes + guidance (those with, which come first - those)."""
+    given, free = jnp.split(logits, 2)
+    # -inf, of ids that only fill the table up, stays what it is.
+    return jnp.where(jnp.isneginf(free), free, free + guidance * (given - free))
+
+
 def _bucket(size: int) -> int:
     """The next power of two, from 16 on: few shapes, few compilations."""
     return max(16, 1 << (size - 1).bit_length())
@@ -221,6 +253,7 @@ def _continue(
     rng: jax.Array,
     start: jax.Array,
     limit: jax.Array,
+    guidance: jax.Array | None = None,
     *,
     model: Decoder | EncoderDecoder,
     sampling: Sampling,
@@ -231,9 +264,10 @@ def _continue(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the next tokens, int32 `[B, size]`, -1 from a row's end on; and bool `[B]`, has it ended.
 
-    At most `limit <= size` tokens are made, after `start` earlier ones.
+    At most `limit <= size` tokens are made, after `start` earlier ones. With a guidance there are two
+    prompts of each text, first all with codes, then all without: `[2 B, P]`.
     """
-    batch, width = prompts.shape
+    (prompt_rows, width), batch = prompts.shape, len(ended)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))  # one a row
     memory = encoded(model, params, sources)
     params = jax.lax.optimization_barrier(model.for_decoding(params))  # once, not in each step
@@ -243,9 +277,10 @@ def _continue(
 
     def draw(hidden, ended, step):
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, start + step)
-        token = jax.vmap(functools.partial(sample, sampling=sampling))(
-            next_logits(model, params, hidden), step_keys
-        )
+        logits = next_logits(model, params, hidden)
+        if guidance is not None:
+            logits = guide(logits, guidance)
+        token = jax.vmap(functools.partial(sample, sampling=sampling))(logits, step_keys)
         if stop:
             ended |= jnp.any(token[:, None] == jnp.array(stop), axis=1)
         shown = jnp.where(ended, -1, token)
@@ -259,17 +294,18 @@ def _continue(
 
     def advance(state):
         step, token, cache, ended, out = state
-        hidden, cache = forward(token[:, None], (lengths + step - 1)[:, None], cache)
+        inputs = jnp.tile(token, prompt_rows // batch)
+        hidden, cache = forward(inputs[:, None], (lengths + step - 1)[:, None], cache)
         token, shown, ended = draw(hidden[:, 0], ended, step)
         return step + 1, token, cache, ended, out.at[:, step].set(shown)
 
-    positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
+    positions = jnp.broadcast_to(jnp.arange(width), (prompt_rows, width))
     ends = (size // 2, size) if size >= _SPLIT else (size,)
-    cache = model.make_cache(batch, width + ends[0])
+    cache = model.make_cache(prompt_rows, width + ends[0])
     hidden, cache = forward(
         prompts, positions, cache, valid=positions < lengths[:, None], fresh=True, **memory
     )
-    token, shown, ended = draw(hidden[jnp.arange(batch), lengths - 1], ended, 0)
+    token, shown, ended = draw(hidden[jnp.arange(prompt_rows), lengths - 1], ended, 0)
     out = jnp.full((batch, size), -1, jnp.int32).at[:, 0].set(shown)
     step = jnp.int32(1)
     for end in ends:

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import mesh
+from lm import link_prediction, mesh
 from lm import run as runs
 from lm.data.features import TokenizedSplit
 from lm.errors import InputError
@@ -41,7 +41,8 @@ def measure(
     folder: Path,
     known: Mapping[str, Mapping[str, dict[str, Any]]],
 ) -> Measured:
-    """Returns the perplexity of whole splits; what is predicted of texts; how good translations are.
+    """Returns the perplexity of whole splits; what is predicted of texts; how good translations
+    are, and links.
 
     Args:
         run: the run.
@@ -64,6 +65,8 @@ def measure(
             made, samples = translation.evaluate(part, params, names, folder / task)
             found.tasks.update({f'{prefix}{name}': values for name, values in made.items()})
             found.samples.extend(samples)
+        links = link_prediction.evaluate(part, params)
+        found.tasks.update({f'{prefix}{name}': values for name, values in links.items()})
     return found
 
 
@@ -95,7 +98,7 @@ def _changed(run: Run, config: configs.Config) -> Run:
 def evaluate(
     workdir: str | Path, checkpoint: str | int = '', config: ConfigDict | None = None
 ) -> dict[str, Any]:
-    """Returns the perplexity of each evaluation split of a run, whole, and of one the BLEU.
+    """Returns the perplexity of each evaluation split of a run, whole; BLEU, and links.
 
     Args:
         workdir: the run's folder. The result is added to its `evaluations.jsonl`, with the checkpoint

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import beam, decode, mesh
+from lm import beam, decode, mesh, vocabulary
+from lm import codes as control
 from lm import config as configs
 from lm import run as runs
 from lm.checkpoint import Checkpoints, averaged
@@ -48,6 +49,8 @@ class LanguageModel:
         stream: Callable[[str], None] | None = None,
         beams: int = 0,
         length_penalty: float = 0.6,
+        codes: Sequence[str] = (),
+        guidance: float = 1.0,
     ) -> str | list[str]:
         """Returns the continuation of a text, or of each of several.
 
@@ -65,6 +68,8 @@ class LanguageModel:
             beams: so many texts are searched for at once, and the best is returned; nothing is then drawn.
                 0 draws, as the five above say.
             length_penalty: of beam search; see `lm.beam.Beam`.
+            codes: what the text is to be, of `config.tokenizer.codes`: `('news', 'title=The cat')`.
+            guidance: how much they count; see `lm.decode.generate`. 1 is with them, 0 without.
 
         A context longer than the model's goes on from its last half.
         """
@@ -76,7 +81,14 @@ class LanguageModel:
             raise InputError(
                 'generate(stream=…) takes no beams: a search knows its text at the end.'
             )
+        given = self._codes(codes)
+        if not given and guidance != 1:
+            raise InputError(f'guidance = {guidance} is towards codes, and none are given.')
+        if beams and guidance not in (0, 1):
+            raise InputError(f'guidance = {guidance} takes no beams; 1 and 0 do.')
         prompts, sources = self._prompts(texts)
+        if beams and guidance:
+            prompts = [control.before(prompt, given) for prompt in prompts]
         prompts, lengths = decode.padded(prompts, self.run.steps.model.max_length)
         with jax.set_mesh(self.run.mesh):
             if beams:
@@ -105,12 +117,20 @@ class LanguageModel:
                     stop=(EOS,),
                     stream=self._streamer if stream else None,
                     sources=sources,
+                    codes=given,
+                    guidance=guidance,
                 )
         made = [
             self.run.tokenizer.decode(row[:count])
             for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)
         ]
         return made[0] if single else made
+
+    def _codes(self, codes: Sequence[str]) -> list[int]:
+        """Returns the tokens of codes; raises InputError where one is not known."""
+        ids = vocabulary.code_ids(self.run.tokenizer, self.run.config.tokenizer)
+        codes = [codes] if isinstance(codes, str) else codes
+        return control.tokens(codes, ids, self.run.tokenizer.encode, 'codes')
 
     def _prompts(self, texts: list[str]) -> tuple[list[list[int]], decode.Sources | None]:
         """Returns what the decoder begins with, and what the encoder reads."""
@@ -128,10 +148,18 @@ class LanguageModel:
         sources = [[*before, *encode(text)[:most], *after] for text in texts]
         return [list(begun)] * len(texts), decode.padded(sources, model.max_source)
 
-    def perplexity(self, texts: str | Sequence[str]) -> dict[str, float | None]:
-        """Returns loss, perplexity, bits per byte and word perplexity of texts (see `lm.perplexity`)."""
+    def perplexity(
+        self, texts: str | Sequence[str], codes: Sequence[str] = ()
+    ) -> dict[str, float | None]:
+        """Returns loss, perplexity, bits per byte and word perplexity of texts (see `lm.perplexity`).
+
+        Args:
+            texts: each is a document.
+            codes: that each of them has. The codes of the lowest loss say what a text most likely is.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return perplexity(self.run, self.params, features.from_texts(texts, self.run.tokenizer))
+        split = features.from_texts(texts, self.run.tokenizer, self._codes(codes))
+        return perplexity(self.run, self.params, split)
 
     def logits(self, tokens: Any) -> jax.Array:
         """Returns the logits [B, T, V] float32 that follow tokens [B, T] int32, of a decoder."""
@@ -155,7 +183,7 @@ class LanguageModel:
 
 def sampling(config: GenerateConfig) -> dict[str, Any]:
     """Returns a config's keys that `LanguageModel.generate` takes, by name."""
-    names = ('max_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
+    names = ('max_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'codes', 'guidance')
     return {name: getattr(config, name) for name in names}
 
 

@@ -92,22 +92,47 @@ def chunked_cross_entropy(
 
     if chunks == 1:
         return piece(hidden, targets, weights)
-    if hidden.shape[1] % chunks:
-        raise ValueError(f'{chunks} chunks do not divide {hidden.shape[1]} positions.')
-
-    def pieces(x: jax.Array) -> jax.Array:
-        """`[B, T, ...] -> [C, B, T / C, ...]`. Piece c has the positions c, c + C, c + 2C, ..., so that
-        each is spread over all of T, and T stays split over the devices of the `sequence` axis."""
-        x = x.reshape(x.shape[0], x.shape[1] // chunks, chunks, *x.shape[2:])
-        return jnp.moveaxis(x, 2, 0)
 
     def add(total, inputs):
         return jax.tree.map(jnp.add, total, jax.checkpoint(piece)(*inputs)), None
 
-    inputs = (pieces(hidden), pieces(targets), pieces(weights))
+    inputs = tuple(_pieces(x, chunks) for x in (hidden, targets, weights))
     zero = jnp.zeros((), jnp.float32)
     total, _ = jax.lax.scan(add, (zero, zero, {'nats': zero, 'correct': zero}), inputs)
     return total
+
+
+def token_nats(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,
+    targets: jax.Array,
+    chunks: int,
+) -> jax.Array:
+    """Returns what each token costs by itself, -log p in nats, float32 `[B, T]`.
+
+    Args:
+        logits_fn: as in `chunked_cross_entropy`.
+        hidden: `[B, T, D]`.
+        targets: int32 `[B, T]`.
+        chunks: as in `chunked_cross_entropy`.
+    """
+
+    def piece(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = logits_fn(inputs[0]).astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, inputs[1][..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    nats = jax.lax.map(piece, (_pieces(hidden, chunks), _pieces(targets, chunks)))
+    return jnp.moveaxis(nats, 0, 2).reshape(targets.shape)
+
+
+def _pieces(x: jax.Array, chunks: int) -> jax.Array:
+    """`[B, T, ...] -> [C, B, T / C, ...]`. Piece c has the positions c, c + C, c + 2C, ..., so that
+    each is spread over all of T, and T stays split over the devices of the `sequence` axis."""
+    if x.shape[1] % chunks:
+        raise ValueError(f'{chunks} chunks do not divide {x.shape[1]} positions.')
+    x = x.reshape(x.shape[0], x.shape[1] // chunks, chunks, *x.shape[2:])
+    return jnp.moveaxis(x, 2, 0)
 
 
 def chunks_for(batch: int, length: int, vocab: int, max_mb: int) -> int:

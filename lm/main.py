@@ -124,7 +124,7 @@ def _say_results(found: dict[str, Any]) -> None:
         _say(_line(split, result))
     for task, result in found['tasks'].items():
         signature = result.get('signature')
-        scores = ', '.join(f'{k} {v:.4g}' for k, v in result.items() if k != 'signature')
+        scores = ', '.join(f'{k} {v:.4g}' for k, v in result.items() if isinstance(v, int | float))
         _say(f'{task}: {scores}' + (f' ({signature})' if signature else ''))
 
 

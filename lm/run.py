@@ -16,7 +16,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lm import attention, backend, checkpoint, mesh, objectives, optimizers, tokenizer, vocabulary
+from lm import (
+    attention,
+    backend,
+    checkpoint,
+    codes,
+    mesh,
+    objectives,
+    optimizers,
+    tokenizer,
+    vocabulary,
+)
 from lm import config as configs
 from lm.attention.masks import Mask, causal
 from lm.config import Config
@@ -76,7 +86,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
             spec = spec_of(part, text)
             objectives.check(part.objective.name, part.model.architecture, spec)
             _check_attention(part)
-            _check_options(part)
+            _check_options(part, text)
         except InputError as error:
             raise InputError(f'config.tasks.{task}: {error}' if task else str(error)) from None
         made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
@@ -154,8 +164,15 @@ def _check_attention(config: Config) -> None:
                 )
 
 
-def _check_options(config: Config) -> None:
+def _check_options(config: Config, text: tokenizer.Tokenizer) -> None:
     """Raises InputError where a key would be ignored, or asks for what cannot be."""
+    if config.data.code_dropout and not config.tokenizer.codes:
+        raise InputError(
+            f'config.data.code_dropout = {config.data.code_dropout} leaves out codes, and '
+            'config.tokenizer.codes has none.'
+        )
+    ids = vocabulary.code_ids(text, config.tokenizer)
+    codes.tokens(config.generate.codes, ids, text.encode, 'config.generate.codes')
     model, name = config.model, config.objective.name
     objective = OBJECTIVES[name]
     kinds = attention.parse_pattern(model.attention)
@@ -290,8 +307,9 @@ def tokenized_splits(
     config: Config, text: tokenizer.Tokenizer, names: tuple[str, ...] = SPLITS
 ) -> dict[str, features.TokenizedSplit]:
     """Returns the config's splits as tokens, from the cache where they are there."""
+    code_ids = vocabulary.code_ids(text, config.tokenizer)
     return {
-        name: features.tokenize(source.parse(spec, config.data), text, config.data, name)
+        name: features.tokenize(source.parse(spec, config.data), text, config.data, name, code_ids)
         for name in names
         if (spec := getattr(config.data, name))
     }

@@ -2,9 +2,11 @@
 
 import dataclasses
 import unicodedata
+from collections.abc import Mapping
 
 import numpy as np
 
+from lm import codes
 from lm.config import TokenizerConfig
 from lm.tokenizer import SPECIALS, Tokenizer
 
@@ -30,6 +32,7 @@ class Vocabulary:
         size: ids of the tokenizer; those from 4 on stand for text.
         mask: the id that hides a token; -1 for none.
         sentinels: the ids that stand for spans, in the order of their use.
+        codes: the ids of control codes, by name; see `lm.codes`.
         starts_word: bool [total], whatever stands before it.
         ends_word: bool [total], what stands after it starts a word.
         ends_sentence: bool [total], ends with . ! ? or their Chinese forms, or contains a newline. (The
@@ -44,6 +47,7 @@ class Vocabulary:
     ends_word: np.ndarray
     ends_sentence: np.ndarray
     total: int
+    codes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def word_starts(self, tokens: np.ndarray) -> np.ndarray:
         """Returns which tokens start a word, bool [n]; the first does."""
@@ -54,18 +58,22 @@ class Vocabulary:
 
 
 def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
-    """Returns the vocabulary: the tokenizer's ids, then the mask's, then the sentinels'.
+    """Returns the vocabulary: the tokenizer's ids, then the mask's, the sentinels', the codes'.
 
     Args:
         tokenizer: any kind.
-        spec: `mask` and `sentinels` are read.
+        spec: `mask`, `sentinels` and `codes` are read.
+
+    Raises:
+        InputError: a code has a form that cannot be, or stands twice.
     """
+    codes.check(spec.codes)
     size = tokenizer.vocab_size
     first = size + spec.mask
-    total = first + spec.sentinels
+    total = first + spec.sentinels + len(spec.codes)
     # A byte that is part of a character becomes one of U+DC80 to U+DCFF.
     pieces = [piece.decode(errors='surrogateescape') for piece in tokenizer.pieces()]
-    # Special ids, masks and sentinels are words by themselves.
+    # Special ids, masks, sentinels and codes are words by themselves.
     starts_word, ends_word = np.ones(total, bool), np.ones(total, bool)
     ends_sentence = np.zeros(total, bool)
     text = slice(len(SPECIALS), size)
@@ -75,12 +83,19 @@ def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
     return Vocabulary(
         size=size,
         mask=size if spec.mask else -1,
-        sentinels=tuple(range(first, total)),
+        sentinels=tuple(range(first, first + spec.sentinels)),
         starts_word=starts_word,
         ends_word=ends_word,
         ends_sentence=ends_sentence,
         total=total,
+        codes=code_ids(tokenizer, spec),
     )
+
+
+def code_ids(tokenizer: Tokenizer, spec: TokenizerConfig) -> dict[str, int]:
+    """Returns the ids of the control codes, by name."""
+    first = tokenizer.vocab_size + spec.mask + spec.sentinels
+    return {name: first + i for i, name in enumerate(spec.codes)}
 
 
 def _alone(character: str) -> bool:

@@ -10,7 +10,7 @@ FLOORS = [
     {'tree', 'errors', 'memory'},
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
-        'vocabulary',
+        *('vocabulary', 'codes'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics'),
     },
     {'attention', 'objectives', 'data'},
@@ -23,6 +23,7 @@ FLOORS = [
         'perplexity',
         'translation',
         'back_translation',
+        *('scores', 'link_prediction'),
         'inference',
         'evaluate',
         'lr_find',

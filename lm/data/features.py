@@ -2,9 +2,9 @@
 
 A folder of the cache holds one source in the ids of one tokenizer: `tokens.bin` (uint16, or uint32 for
 large vocabularies), each document as BOS, its tokens, EOS; `offsets.npy`, where each begins;
-`labels.npy`, where texts have labels, as numbers of the names that `meta.json` lists; and that. Its name is
-a hash of all that decides it, and it appears whole or not at all, so that several hosts, or a kill, do
-no harm.
+`labels.npy`, where texts have labels, as numbers of the names that `meta.json` lists; `codes.npy` and
+`code_offsets.npy`, where the vocabulary has control codes, their tokens; and that. Its name is a hash of
+all that decides it, and it appears whole or not at all, so that several hosts, or a kill, do no harm.
 """
 
 import collections
@@ -16,13 +16,16 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import tqdm
 
+from lm import codes as control
 from lm.config import DataConfig, digest
 from lm.data.slices import Document
 from lm.data.source import Source
@@ -30,6 +33,7 @@ from lm.errors import InputError
 from lm.tokenizer import BOS, EOS, Tokenizer
 
 VERSION = 1  # Of the files' format.
+NO_CODES: Mapping[str, int] = MappingProxyType({})
 _BLOCK = 1 << 20  # Characters that one thread tokenizes at a time.
 # What `str.split` takes for white space; all beyond is none.
 _IS_SPACE = np.array([chr(point).isspace() for point in range(0x3002)])
@@ -51,6 +55,8 @@ class TokenizedSplit:
         invalid_bytes: bytes of the source that were not UTF-8.
         label_names: the labels, in the order of their first text; () where there are none.
         labels: int32 [texts], or [pairs]: the number of each one's label; or None.
+        codes: int32 [all], the tokens of the documents' control codes, one after the other; or None.
+        code_offsets: int64 [documents + 1], where those of each begin.
         paired: documents 2i and 2i + 1 are two sides of one thing, such as a text and its translation.
             The second is what is predicted: only it counts in num_targets, num_bytes and num_words.
     """
@@ -67,10 +73,25 @@ class TokenizedSplit:
     paired: bool = False
     label_names: tuple[str, ...] = ()
     labels: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    code_offsets: np.ndarray | None = None
 
     def document(self, index: int) -> np.ndarray:
         """Returns the stored tokens of a document, int32: BOS, its tokens, EOS."""
         return np.asarray(self.tokens[self.offsets[index] : self.offsets[index + 1]], np.int32)
+
+    def codes_of(self, index: int) -> np.ndarray:
+        """Returns the tokens of a document's codes, int32, none where it has none."""
+        if self.codes is None:
+            return np.zeros(0, np.int32)
+        return self.codes[self.code_offsets[index] : self.code_offsets[index + 1]]
+
+    @property
+    def num_codes(self) -> np.ndarray:
+        """Tokens of each document's codes, int64 [documents]."""
+        if self.codes is None:
+            return np.zeros(self.num_documents, np.int64)
+        return np.diff(self.code_offsets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -78,7 +99,13 @@ class TokenizedSplit:
         return np.diff(self.offsets)
 
 
-def tokenize(source: Source, tokenizer: Tokenizer, data: DataConfig, label: str) -> TokenizedSplit:
+def tokenize(
+    source: Source,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    label: str,
+    code_ids: Mapping[str, int] = NO_CODES,
+) -> TokenizedSplit:
     """Returns the source's tokens, from the cache if they are there.
 
     Args:
@@ -86,11 +113,14 @@ def tokenize(source: Source, tokenizer: Tokenizer, data: DataConfig, label: str)
         tokenizer: with what.
         data: `cache_dir` and `workers` are read.
         label: what the progress bar calls it, such as `train`.
+        code_ids: the ids of control codes by name, of `lm.vocabulary`.
 
     Raises:
-        InputError: the source holds no text or cannot be read, or the cache cannot be written.
+        InputError: the source holds no text or cannot be read, or the cache cannot be written; or a code
+            of a document is not known.
     """
-    key = digest([VERSION, source.fingerprint(), tokenizer.kind, tokenizer.fingerprint])
+    parts = [VERSION, source.fingerprint(), tokenizer.kind, tokenizer.fingerprint]
+    key = digest(parts + [dict(code_ids)] * bool(code_ids))
     folder = cache_dir(data) / key
     exists = folder.exists()
     split = _open(folder, source.spec)
@@ -98,7 +128,7 @@ def tokenize(source: Source, tokenizer: Tokenizer, data: DataConfig, label: str)
         try:
             if exists:  # Whole when it appeared, so damaged since.
                 shutil.rmtree(folder, ignore_errors=True)
-            _write(folder, source, tokenizer, data.workers, label)
+            _write(folder, source, tokenizer, data.workers, label, code_ids)
         except OSError as error:
             raise InputError(
                 f"the cache of tokenized text '{folder.parent}' cannot be written: {error.strerror}. "
@@ -110,8 +140,15 @@ def tokenize(source: Source, tokenizer: Tokenizer, data: DataConfig, label: str)
     return split
 
 
-def from_texts(texts: Iterable[str], tokenizer: Tokenizer) -> TokenizedSplit:
+def from_texts(
+    texts: Iterable[str], tokenizer: Tokenizer, code_tokens: Sequence[int] = ()
+) -> TokenizedSplit:
     """Returns texts, each a document, as tokens in memory.
+
+    Args:
+        texts: empty ones are left out.
+        tokenizer: with what.
+        code_tokens: of the codes that each of them has.
 
     Raises:
         InputError: they hold no text.
@@ -123,7 +160,12 @@ def from_texts(texts: Iterable[str], tokenizer: Tokenizer) -> TokenizedSplit:
     counts = dict(encoded.counts)
     targets = counts.pop('tokens') - counts['num_documents']
     offsets = np.concatenate([np.zeros(1, np.int64), encoded.ends])
-    return TokenizedSplit('', '', encoded.tokens, offsets, num_targets=targets, **counts)
+    split = TokenizedSplit('', '', encoded.tokens, offsets, num_targets=targets, **counts)
+    if not code_tokens:
+        return split
+    ends = len(code_tokens) * np.arange(len(texts) + 1)
+    codes = np.array([*code_tokens] * len(texts), np.int32)
+    return dataclasses.replace(split, codes=codes, code_offsets=ends)
 
 
 def cache_dir(data: DataConfig) -> Path:
@@ -140,6 +182,8 @@ def _open(folder: Path, spec: str) -> TokenizedSplit | None:
         names = tuple(meta.pop('label_names', ()))
         labels = np.load(folder / 'labels.npy') if names else None
         facts = {'tokens': tokens, 'offsets': offsets, 'label_names': names, 'labels': labels}
+        if meta.pop('coded', False):
+            facts |= {name: np.load(folder / f'{name}.npy') for name in ('codes', 'code_offsets')}
         split = TokenizedSplit(spec=spec, key=folder.name, **facts, **meta)
     except (OSError, ValueError, TypeError, KeyError, EOFError):
         return None
@@ -149,14 +193,23 @@ def _open(folder: Path, spec: str) -> TokenizedSplit | None:
     return split if whole else None
 
 
-def _write(folder: Path, source: Source, tokenizer: Tokenizer, workers: int, label: str) -> None:
+def _write(
+    folder: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    workers: int,
+    label: str,
+    code_ids: Mapping[str, int],
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f'{folder.name}.', suffix='.partial', dir=folder.parent))
     try:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         encode = functools.partial(_encode, tokenizer=tokenizer, dtype=dtype, paired=source.paired)
         labels = _Labels()
-        blocks = _blocks(labels.noted(source.records()), tokenizer.splits_at_newlines)
+        codes = _Codes(code_ids, tokenizer, f"source '{source.spec}'")
+        documents = codes.noted(labels.noted(source.records()))
+        blocks = _blocks(documents, tokenizer.splits_at_newlines)
         totals: collections.Counter[str] = collections.Counter()
         offsets = [np.zeros(1, np.int64)]
         with (partial / 'tokens.bin').open('wb') as file, _progress(label) as bar:
@@ -175,10 +228,14 @@ def _write(folder: Path, source: Source, tokenizer: Tokenizer, workers: int, lab
             'num_targets': int((predicted - 1).sum()),
             'dtype': dtype.name,
             'paired': source.paired,
+            'coded': bool(code_ids),
         }
         if labels.numbers:
             meta['label_names'] = list(labels.names)
             np.save(partial / 'labels.npy', np.array(labels.numbers, np.int32))
+        if code_ids:
+            for name, values in codes.arrays().items():
+                np.save(partial / f'{name}.npy', values)
         (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
         _publish(partial, folder)
     finally:
@@ -211,6 +268,30 @@ class _Labels:
             if document.label:
                 self.numbers.append(self.names.setdefault(document.label, len(self.names)))
             yield document
+
+
+class _Codes:
+    """The tokens of the codes of documents that pass."""
+
+    def __init__(self, ids: Mapping[str, int], tokenizer: Tokenizer, place: str) -> None:
+        self._ids, self._tokenizer, self._place = ids, tokenizer, place
+        self._tokens, self._offsets = array('i'), array('q', [0])
+
+    def noted(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yields the documents."""
+        for document in documents:
+            names = [*document.codes, *control.of_length(document.text, self._ids)]
+            encode = self._tokenizer.encode
+            self._tokens.extend(control.tokens(names, self._ids, encode, self._place))
+            self._offsets.append(len(self._tokens))
+            yield document
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns `codes` and `code_offsets` of `TokenizedSplit`."""
+        return {
+            'codes': np.array(self._tokens, np.int32),
+            'code_offsets': np.array(self._offsets, np.int64),
+        }
 
 
 # --- blocks of text, in several threads ------------------------------------------------------------

@@ -47,7 +47,9 @@ class Rows(NamedTuple):
         return self.windows[self.offsets[row] : self.offsets[row + 1]]
 
 
-def windows(lengths: np.ndarray, length: int, stride: int = 0, overlap: int = 1) -> Windows:
+def windows(
+    lengths: np.ndarray, length: int | np.ndarray, stride: int = 0, overlap: int = 1
+) -> Windows:
     """Cuts documents into windows in which every target is scored exactly once.
 
     >>> windows(np.array([3, 6]), length=4)  # 2 and 5 targets
@@ -57,7 +59,7 @@ def windows(lengths: np.ndarray, length: int, stride: int = 0, overlap: int = 1)
 
     Args:
         lengths: int [documents], stored tokens of each document.
-        length: the most targets in a window.
+        length: the most targets in a window; int, or int [documents].
         stride: 0 for windows side by side. Else each window begins `stride` targets after the one
             before it and scores only what that one did not, so that all but a document's first
             targets are predicted from at least `length` - stride tokens.
@@ -66,17 +68,21 @@ def windows(lengths: np.ndarray, length: int, stride: int = 0, overlap: int = 1)
     Raises:
         InputError: the stride is larger than `length`, so that targets would be left out.
     """
-    if stride > length:
+    length = np.broadcast_to(length, np.shape(lengths))
+    if stride > (least := length.min(initial=stride)):
+        most = length.max()
         raise InputError(
-            f'config.eval.stride = {stride} is more than config.data.length = {length}, so tokens '
-            'between windows would not be scored.'
+            f'config.eval.stride = {stride} is more than config.data.length = {most}'
+            f'{f", less codes = {least}" if least < most else ""}, so tokens between windows would not be '
+            'scored.'
         )
     targets = np.maximum(np.asarray(lengths, np.int64) - overlap, 0)
-    step = stride or length
+    step = np.full_like(length, stride) if stride else length
     # A window beyond the first is needed for each step beyond T.
     counts = np.where(targets > 0, 1 + -(-np.maximum(targets - length, 0) // step), 0)
     document = np.repeat(np.arange(len(targets)), counts)
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    length, step = length[document], step[document]
     start = number * step
     size = np.minimum(length, targets[document] - start)
     score_from = np.where(number > 0, length - step, 0)

@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from lm import codes
 from lm.config import DataConfig
 from lm.data import pack
 from lm.data.features import TokenizedSplit
@@ -65,6 +66,11 @@ class Objective:
         return 'window' not in self.takes and not self.writes
 
     @property
+    def most_codes(self) -> int:
+        """The most tokens of codes before the text of a window."""
+        return self.length // 2
+
+    @property
     def sides(self) -> tuple[int, int]:
         """The most tokens of a source, and of what is written from it."""
         return self.source_length - 1, self.length - 1
@@ -100,6 +106,7 @@ class Packed:
     windows: pack.Windows
     rows: pack.Rows
     objective: Objective
+    code_dropout: float = 0.0
 
     def row(self, index: int) -> list[Window]:
         """Returns the windows of a row."""
@@ -111,9 +118,12 @@ class Packed:
         objective, parts = self.objective, []
         for window in row:
             draw = functools.partial(self._draw, window.document)
-            part = objective.fields(self._tokens(window), rng, draw)
-            if window.score_from:
-                scored = np.arange(window.size) >= window.score_from
+            tokens, first = self._tokens(window), window.score_from
+            if len(before := self._codes(window.document, rng)):
+                tokens, first = codes.before(tokens, before), first + len(before)
+            part = objective.fields(tokens, rng, draw)
+            if first:
+                scored = np.arange(len(part['loss_weights'])) >= first
                 part = {**part, 'loss_weights': part['loss_weights'] * scored}
             parts.append(part)
         return pack.assemble(parts, objective.length, objective.source_length)
@@ -131,6 +141,13 @@ class Packed:
         if objective.label is None:
             return texts
         return texts, objective.label(split.label_names[split.labels[window.document]])
+
+    def _codes(self, document: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns the tokens of a document's codes, int32, at most half a row of them."""
+        found = self.split.codes_of(document)[: self.objective.most_codes]
+        if len(found) and self.code_dropout and rng.random() < self.code_dropout:
+            return found[:0]
+        return found
 
     def _draw(self, document: int, rng: np.random.Generator, size: int) -> np.ndarray:
         """Returns tokens of another document; where there is but one, of that."""
@@ -164,11 +181,13 @@ def pack_split(
         windows = pack.Windows(number, zeros, targets.astype(np.int32), zeros)
     else:
         overlap = objective.overlap
-        windows = pack.windows(split.lengths, objective.window - overlap, stride, overlap)
+        before = _code_tokens(split, objective)
+        room = objective.window - overlap - before
+        windows = pack.windows(split.lengths, room, stride, overlap)
         enough = windows.size + overlap >= objective.least
         windows = pack.Windows(*(field[enough] for field in windows))
         sizes = np.array([objective.sizes(n) for n in range(objective.window + 1)])
-        costs = objective.costs(*sizes[windows.size + overlap].T)
+        costs = objective.costs(*sizes[windows.size + overlap + before[windows.document]].T)
     whole = max(objective.length, objective.source_length)
     return Packed(split, windows, pack.rows(costs, whole, packing), objective)
 
@@ -201,6 +220,11 @@ def _check_source(split: TokenizedSplit, objective: Objective) -> None:
             raise InputError(f'{what}: {error}') from None
 
 
+def _code_tokens(split: TokenizedSplit, objective: Objective) -> np.ndarray:
+    """Returns how many tokens of codes are in each window of a document, int64 [documents]."""
+    return np.minimum(split.num_codes, objective.most_codes)
+
+
 def train_dataset(
     split: TokenizedSplit,
     data: DataConfig,
@@ -213,7 +237,7 @@ def train_dataset(
 
     Args:
         split: the training split.
-        data: `batch_size`, `packing` and `random_crop` are read.
+        data: `batch_size`, `packing`, `random_crop` and `code_dropout` are read.
         objective: what is made of each window.
         seed: of the order, the crops and the objective.
         host: index of this host; it gets the rows from host * B / num_hosts on of each batch.
@@ -227,6 +251,7 @@ def train_dataset(
     """
     size = _rows_of_a_host(data.batch_size, num_hosts, 'config.data.batch_size')
     packed = pack_split(split, objective, data.packing)
+    packed = dataclasses.replace(packed, code_dropout=data.code_dropout)
     if len(packed.rows) < data.batch_size:
         raise InputError(
             f"the training source '{split.spec}' has {split.num_targets} tokens in "
@@ -333,11 +358,12 @@ def _chosen_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDatase
     ).map(packed.row)
     if not data.random_crop or 'window' not in packed.objective.takes:
         return rows
-    overlap = packed.objective.overlap
-    targets, length = packed.split.lengths - overlap, packed.objective.window - overlap
+    split, objective = packed.split, packed.objective
+    targets = split.lengths - objective.overlap
+    room = objective.window - objective.overlap - _code_tokens(split, objective)
 
     def crop(row: list[Window], rng: np.random.Generator) -> list[Window]:
-        return [_cropped(window, targets, length, rng) for window in row]
+        return [_cropped(window, targets, int(room[window.document]), rng) for window in row]
 
     return rows.random_map(crop, seed=_derived(seed, 'crop'))
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm.errors import InputError
 
@@ -20,11 +20,13 @@ class Document(NamedTuple):
         text: the text.
         invalid_bytes: of it, those that were not UTF-8 and became U+FFFD.
         label: what is known of it, or at the second text of a pair, of both; '' for nothing.
+        codes: what it is; see `lm.codes`.
     """
 
     text: str
     invalid_bytes: int = 0
     label: str = ''
+    codes: tuple[str, ...] = ()
 
 
 def decoded(data: bytes | str) -> Document:
@@ -109,23 +111,24 @@ class Slice:
                 yield document._replace(text=cut(document.text, max(low, 0), high))
             begin += size
 
-    def apply_to_pairs(self, read: Callable[[], Iterable[Document]]) -> Iterator[Document]:
-        """Yields documents 2i and 2i + 1 of each pair i of the part, which is in pairs or percent of them.
+    def apply_to_groups(self, read: Callable[[], Iterable[Any]], size: int) -> Iterator[Any]:
+        """Yields what belongs to the groups of the part, which is in groups or percent of them.
 
-        A percentage ends at int(pairs * percent / 100). All is read, though the part may end earlier, so
-        that what is wrong with the pairs is wrong with each part of them.
+        A percentage ends at int(groups * percent / 100). All is read, though the part may end earlier, so
+        that what is wrong with pairs is wrong with each part of them.
 
         Args:
-            read: called for one pass over all documents; for percentages, for two.
+            read: called for one pass over all; for percentages, for two.
+            size: so many in a row belong together: 2 of pairs.
         """
         scale = Fraction(1)
         if self.unit == '%':
-            scale = Fraction(sum(1 for _ in read()) // 2, 100)
-        start = 2 * int(self.start * scale)
-        stop = math.inf if self.stop is None else 2 * int(self.stop * scale)
-        for number, document in enumerate(read()):
+            scale = Fraction(sum(1 for _ in read()) // size, 100)
+        start = size * int(self.start * scale)
+        stop = math.inf if self.stop is None else size * int(self.stop * scale)
+        for number, item in enumerate(read()):
             if start <= number < stop:
-                yield document
+                yield item
 
 
 def parse(text: str, place: str) -> Slice:

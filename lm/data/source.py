@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lm.config import DataConfig, digest
-from lm.data import numerals, parallel, pydocs, slices, table, tfds
+from lm.data import numerals, parallel, pydocs, slices, table, tfds, triples
 from lm.data.slices import Document, Slice, decoded
+from lm.data.triples import Triple
 from lm.errors import InputError, lookup, nearest
 
 
@@ -41,6 +42,9 @@ class Source:
         part: the part of them that this source is.
         paired: documents 2i and 2i + 1 are the two sides of pair i, both with text. Then `part` is in
             pairs, or percent of them.
+        codes: what says which control codes its documents have, as written between the braces.
+        facts: of a knowledge graph, called for its triples; each is two documents (or pairs), and `part`
+            is in triples, or percent of them.
     """
 
     spec: str
@@ -48,6 +52,8 @@ class Source:
     identity: Callable[[], Any]
     part: Slice
     paired: bool = False
+    codes: tuple[str, ...] = ()
+    facts: Callable[[], Iterator[Triple]] | None = None
 
     def records(self) -> Iterator[Document]:
         """Yields the documents that hold any text, with their counts of invalid bytes.
@@ -56,8 +62,9 @@ class Source:
             InputError: none does, or a file cannot be read or has a bad line.
         """
         empty = True
-        apply = self.part.apply_to_pairs if self.paired else self.part.apply
-        for document in apply(self.read):
+        size = (1 + self.paired) * (2 if self.facts else 1)
+        part, read = self.part, self.read
+        for document in part.apply(read) if size == 1 else part.apply_to_groups(read, size):
             if document.text:
                 empty = False
                 yield document
@@ -68,20 +75,30 @@ class Source:
         """Yields the texts of `records`."""
         return (document.text for document in self.records())
 
+    def triples(self) -> list[Triple]:
+        """Returns the triples of the part; none where it is not of a knowledge graph."""
+        return list(self.part.apply_to_groups(self.facts, 1)) if self.facts else []
+
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of all that decides the documents."""
         part = [str(self.part.start), str(self.part.stop), self.part.unit]
-        return digest([self.identity(), part, self.paired])
+        return digest([self.identity(), part, self.paired, *self.codes])
 
 
 class Spec(NamedTuple):
-    """`KIND:WHERE[#FIELD][PART]`, taken apart; '' where one is not given."""
+    """`KIND:WHERE[#FIELD{CODES}][PART]`, taken apart; '' where one is not given."""
 
     text: str
     kind: str
     where: str
     field: str
     part: str
+    codes: tuple[str, ...] = ()
+
+    @property
+    def code_fields(self) -> tuple[str, ...]:
+        """The fields of a record that say its codes; what begins with = is a code itself."""
+        return tuple(code for code in self.codes if not code.startswith('='))
 
 
 def parse(text: str, data: DataConfig) -> Source:
@@ -98,10 +115,12 @@ def parse(text: str, data: DataConfig) -> Source:
         raise InputError(f"source '{text}' has no kind; write KIND:WHERE, such as 'text:{text}'.")
     rest, part = _split_brackets(rest)
     where, _, field = rest.partition('#')
+    field, codes = _split_codes(field, text)
     if not where:
         raise InputError(f"source '{text}' says no place after '{kind}:'.")
     maker = lookup(KINDS, kind, f"the kind of the source '{text}'")
-    made = maker(Spec(text, kind, where, field, part), data)
+    spec = Spec(text, kind, where, field, part, codes)
+    made = _with_codes(maker(spec, data), spec)
     return _prefixed(made, data.prefix) if data.prefix else made
 
 
@@ -139,7 +158,36 @@ def _one_after_the_other(text: str, parts: list[Source]) -> Source:
         lambda: ['one after the other', *(part.fingerprint() for part in parts)],
         Slice(),
         parts[0].paired,
+        tuple(code for part in parts for code in part.codes),
     )
+
+
+def _split_codes(field: str, text: str) -> tuple[str, tuple[str, ...]]:
+    """Cuts off what stands in braces: `text{genre,=web}` -> `text`, (`genre`, `=web`)."""
+    if not field.endswith('}'):
+        return field, ()
+    field, _, codes = field[:-1].partition('{')
+    names = tuple(codes.split(','))
+    if not all(name.removeprefix('=') for name in names):
+        raise InputError(
+            f"source '{text}': '{{{codes}}}' does not say codes; write {{FIELD,FIELD}} for fields that "
+            'hold them, and {=CODE} for one that all documents have.'
+        )
+    return field, names
+
+
+def _with_codes(source: Source, spec: Spec) -> Source:
+    """Returns the source with those codes that all of its documents have."""
+    if not spec.codes:
+        return source
+    if source.paired:
+        raise InputError(f"source '{spec.text}' is of pairs, which take no codes.")
+    same = tuple(code[1:] for code in spec.codes if code.startswith('='))
+
+    def read() -> Iterator[Document]:
+        return (found._replace(codes=same + found.codes) for found in source.read())
+
+    return dataclasses.replace(source, read=read, codes=spec.codes)
 
 
 def _split_brackets(text: str) -> tuple[str, str]:
@@ -162,6 +210,10 @@ def _slice(spec: Spec, paired: bool = False) -> Slice:
             'pairs, or [:90%] in percent of them.'
         )
     return part
+
+
+# The field that makes pairs of a knowledge graph's triples.
+_ASKED = 'question,answer'
 
 
 # --- kinds ---------------------------------------------------------------------------------------
@@ -228,7 +280,7 @@ def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
         fields: those that are read where the source names none.
     """
     place = f"source '{spec.text}'"
-    chosen = table.fields(spec.field or fields, place)
+    chosen = table.fields(spec.field or fields, place)._replace(codes=spec.code_fields)
     paired = len(chosen.texts) == 2
     part = _slice(spec, paired)
     if chosen.label and part.unit:
@@ -239,7 +291,7 @@ def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
 
     def read() -> Iterator[Document]:
         for path in files:
-            records = table.FORMS[form](_lines(path), chosen.names, path)
+            records = table.FORMS[form](_lines(path), chosen, path)
             if not paired:
                 yield from table.texts(records, chosen, path)
                 continue
@@ -255,15 +307,50 @@ _csv = functools.partial(_table, form='csv', fields='0,1')
 _jsonl = functools.partial(_table, form='jsonl', fields='text')
 
 
+def _triples(spec: Spec, data: DataConfig) -> Source:
+    forms = ('', 'triples') if spec.kind == 'data' else ('',)
+    if spec.field not in (*forms, _ASKED):
+        raise InputError(
+            f"source '{spec.text}' has no field '#{spec.field}'; '#{_ASKED}' makes pairs of its triples."
+        )
+    _no_code_fields(spec)
+    paired = spec.field == _ASKED
+    files = _files(spec)
+    # The file that says what ids are called, by folder.
+    names = {path.parent: found for path in files if (found := _beside(path, triples.NAMES))}
+
+    def facts() -> Iterator[Triple]:
+        for path in files:
+            known = names.get(path.parent)
+            called = triples.read_names(_lines(known), known) if known else {}
+            yield from triples.read(_lines(path), called, path)
+
+    def identity() -> list[Any]:
+        contents = map(_content, [*files, *names.values()])
+        return ['triples', triples.VERSION, *contents]
+
+    return Source(
+        spec.text,
+        lambda: triples.documents(facts(), paired),
+        identity,
+        _slice(spec, True),
+        paired,
+        facts=facts,
+    )
+
+
 def _data(spec: Spec, data: DataConfig) -> Source:
     if parallel.is_pair(spec.where):
         return _parallel(spec, data)
+    if spec.field in ('triples', _ASKED):
+        return _triples(spec._replace(where=str(data_dir() / spec.where)), data)
     kind = Path(spec.where.removesuffix('.gz').removesuffix('.xz')).suffix
     spec = spec._replace(where=str(data_dir() / spec.where))
     return {'.jsonl': _jsonl, '.tsv': _tsv, '.csv': _csv}.get(kind, _text)(spec, data)
 
 
 def _tfds(spec: Spec, data: DataConfig) -> Source:
+    _no_code_fields(spec)
     fields = (spec.field or 'text').split(',')
     prepared = tfds.open_split(spec.where, fields, spec.part, data.tfds_dir, spec.text)
     return Source(
@@ -283,6 +370,7 @@ KINDS: dict[str, Callable[[Spec, DataConfig], Source]] = {
     'tsv': _tsv,
     'csv': _csv,
     'tfds': _tfds,
+    'triples': _triples,
     'data': _data,
 }
 BUILTIN = {'pydocs': pydocs, 'numerals': numerals}
@@ -291,6 +379,15 @@ BUILTIN = {'pydocs': pydocs, 'numerals': numerals}
 def _no_field(spec: Spec) -> None:
     if spec.field:
         raise InputError(f"source '{spec.text}' has no field, and so no '#{spec.field}'.")
+    _no_code_fields(spec)
+
+
+def _no_code_fields(spec: Spec) -> None:
+    for name in spec.code_fields:
+        raise InputError(
+            f"source '{spec.text}' has no field '{name}' that says codes; write '{{={name}}}' for a code "
+            'that all its documents have.'
+        )
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -314,6 +411,12 @@ def _files(spec: Spec) -> list[Path]:
     near = nearest(pattern, map(str, parent.iterdir())) if parent.is_dir() else ''
     near = near if near.startswith(' Did') else ''  # The other files of the folder say nothing.
     raise InputError(f"source '{spec.text}' matches no file.{near}")
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """Returns the file of this name in the same folder, packed or not, if there is one."""
+    found = (path.with_name(name + end) for end in ('', *_UNPACKERS))
+    return next(filter(Path.is_file, found), None)
 
 
 _UNPACKERS = {'.gz': gzip.open, '.xz': lzma.open}

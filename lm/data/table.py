@@ -2,12 +2,13 @@
 
 What is read of a record is written behind a `#`: `#text` a text, `#en,de` a pair of texts, and with
 `=LABEL` at its end a label too: `#sentence=label`, `#premise,hypothesis=gold`. Fields with a `+` between
-them are read as one text: `#question+context,answer`.
+them are read as one text: `#question+context,answer`. Fields in braces behind it
+hold control codes (see `lm.codes`): `#text{genre,title}`.
 """
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,15 @@ from lm.errors import InputError, nearest
 
 
 class Record(NamedTuple):
-    """The line that a record stands on, from 1, its fields in the order asked for, and bad bytes."""
+    """The line that a record stands on, from 1, its fields in the order asked for, and bad bytes.
+
+    And its codes, as `FIELD=VALUE`; of an empty field there are none.
+    """
 
     line: int
     values: tuple[str, ...]
     invalid_bytes: int
+    codes: tuple[str, ...] = ()
 
 
 class Fields(NamedTuple):
@@ -30,14 +35,16 @@ class Fields(NamedTuple):
     Attributes:
         texts: one, or two of pairs.
         label: '' for none.
+        codes: those that hold control codes.
     """
 
     texts: tuple[str, ...]
     label: str
+    codes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them, the label last."""
+        """Those that must hold something, the label last."""
         names = tuple(name for text in self.texts for name in text.split('+'))
         return (*names, self.label) if self.label else names
 
@@ -66,17 +73,15 @@ def fields(text: str, place: str) -> Fields:
 # --- forms: lines of a file -> records -------------------------------------------------------------
 
 
-def tsv(lines: Iterator[Document], names: Sequence[str], path: Path) -> Iterator[Record]:
+def tsv(lines: Iterator[Document], chosen: Fields, path: Path) -> Iterator[Record]:
     """Reads columns between tabs; quotes are text as any other."""
     rows = (
         (number, line.text.split('\t'), line.invalid_bytes) for number, line in enumerate(lines, 1)
     )
-    return _columns(rows, names, path, 'tabs')
+    return _columns(rows, chosen, path, 'tabs')
 
 
-def comma_separated(
-    lines: Iterator[Document], names: Sequence[str], path: Path
-) -> Iterator[Record]:
+def comma_separated(lines: Iterator[Document], chosen: Fields, path: Path) -> Iterator[Record]:
     """Reads columns between commas; one that holds a comma, a quote or a newline stands in quotes."""
     invalid_bytes = 0
 
@@ -96,14 +101,15 @@ def comma_separated(
         except csv.Error as error:
             raise InputError(f'{path}:{reader.line_num} is not CSV: {error}.') from None
 
-    return _columns(rows(), names, path, 'commas')
+    return _columns(rows(), chosen, path, 'commas')
 
 
 def _columns(
-    rows: Iterator[tuple[int, list[str], int]], names: Sequence[str], path: Path, between: str
+    rows: Iterator[tuple[int, list[str], int]], chosen: Fields, path: Path, between: str
 ) -> Iterator[Record]:
     """Yields the columns with these numbers, from 0, or names, which the first line then gives."""
     rows = (row for row in rows if any(cell.strip() for cell in row[1]))
+    names = chosen.names + chosen.codes
     if all(name.isdecimal() for name in names):
         places = [int(name) for name in names]
     else:
@@ -118,11 +124,18 @@ def _columns(
                 f'{path}:{number} has {len(cells)} {"column" if len(cells) == 1 else "columns"} '
                 f'separated by {between}, and none with the number {max(places)} (the first is 0).'
             )
-        yield Record(number, tuple(cells[place] for place in places), invalid_bytes)
+        found = [cells[place] for place in places]
+        values, held = found[: len(chosen.names)], found[len(chosen.names) :]
+        codes = [f'{n}={v.strip()}' for n, v in zip(chosen.codes, held, strict=True) if v.strip()]
+        yield Record(number, tuple(values), invalid_bytes, tuple(codes))
 
 
-def json_lines(lines: Iterator[Document], names: Sequence[str], path: Path) -> Iterator[Record]:
-    """Reads JSON objects. `a.b.0` is a field in a field; a list of texts is joined by spaces."""
+def json_lines(lines: Iterator[Document], chosen: Fields, path: Path) -> Iterator[Record]:
+    """Reads JSON objects. `a.b.0` is a field in a field; a list of texts is joined by spaces.
+
+    A list of codes is several, and null is none.
+    """
+    names = chosen.names
     for number, line in enumerate(lines, 1):
         if not line.text.strip():
             continue
@@ -133,12 +146,13 @@ def json_lines(lines: Iterator[Document], names: Sequence[str], path: Path) -> I
             raise InputError(f'{place} is not JSON: {error}.') from None
         if not isinstance(record, dict):
             raise InputError(f'{place} is not a JSON object with a field {names[0]!r}.')
-        found = [decoded(_field(record, name, place)) for name in names]
+        found = [decoded(_text(_field(record, name, place), name, place)) for name in names]
         invalid_bytes = line.invalid_bytes + sum(value.invalid_bytes for value in found)
-        yield Record(number, tuple(value.text for value in found), invalid_bytes)
+        codes = tuple(code for name in chosen.codes for code in _codes(record, name, place))
+        yield Record(number, tuple(value.text for value in found), invalid_bytes, codes)
 
 
-def _field(record: dict[str, Any], name: str, place: str) -> str:
+def _field(record: dict[str, Any], name: str, place: str) -> Any:
     found: Any = record
     for key in [name] if name in record else name.split('.'):
         if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
@@ -148,6 +162,17 @@ def _field(record: dict[str, Any], name: str, place: str) -> str:
         else:
             known = found if isinstance(found, dict) else ()
             raise InputError(f'{place} has no field {name!r}.{nearest(key, known)}')
+    return found
+
+
+def _codes(record: dict[str, Any], name: str, place: str) -> Iterator[str]:
+    found = _field(record, name, place)
+    for value in found if isinstance(found, list) else [found]:
+        if value is not None and (text := decoded(_text(value, name, place)).text.strip()):
+            yield f'{name}={text}'
+
+
+def _text(found: Any, name: str, place: str) -> str:
     if isinstance(found, list) and all(isinstance(value, str) for value in found):
         return ' '.join(found)
     if isinstance(found, bool | int | float):
@@ -157,8 +182,8 @@ def _field(record: dict[str, Any], name: str, place: str) -> str:
     return found
 
 
-# (lines, names of fields, path for messages) -> records.
-FORMS: dict[str, Callable[[Iterator[Document], Sequence[str], Path], Iterator[Record]]] = {
+# (lines, fields, path for messages) -> records.
+FORMS: dict[str, Callable[[Iterator[Document], Fields, Path], Iterator[Record]]] = {
     'tsv': tsv,
     'csv': comma_separated,
     'jsonl': json_lines,
@@ -173,7 +198,7 @@ def texts(records: Iterator[Record], chosen: Fields, path: Path) -> Iterator[Doc
     for record in records:
         label = _label(record, chosen, path)
         (text,) = chosen.joined(record)
-        yield Document(text, record.invalid_bytes, label)
+        yield Document(text, record.invalid_bytes, label, record.codes)
 
 
 def pairs(records: Iterator[Record], chosen: Fields, path: Path) -> Iterator[Pair]:

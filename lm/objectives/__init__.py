@@ -70,6 +70,7 @@ class Objective:
         whole: every token of the text is predicted once.
         sees: what a prediction may know: 'before' it, that and the 'prefix', what is of lower 'ranks', or
             'both' sides of it.
+        takes_codes: control codes (`lm.codes`) may stand before the text of a window.
         measured: what the loss is of, for a report; '' where `whole` says it.
         prompt: spec -> how an encoder-decoder of it is given a text.
     """
@@ -89,6 +90,7 @@ class Objective:
     slides: Callable[[ObjectiveConfig], bool] = lambda options: False
     whole: bool = False
     sees: str = 'before'
+    takes_codes: bool = False
     measured: str = ''
     prompt: Callable[[Spec], Prompt] = lambda spec: Prompt()
 
@@ -112,6 +114,7 @@ OBJECTIVES: dict[str, Objective] = {
         overlap=1,
         slides=lambda options: True,
         whole=True,
+        takes_codes=True,
     ),
     'prefix': Objective(
         prefix,
@@ -121,6 +124,7 @@ OBJECTIVES: dict[str, Objective] = {
         overlap=1,
         slides=lambda options: True,
         sees='prefix',
+        takes_codes=True,
         measured='These stand after a prefix of random length.',
     ),
     'masked': Objective(
@@ -276,6 +280,11 @@ def check(name: str, architecture: str, spec: Spec) -> None:
     if (both := options.random_rate + options.keep_rate) > 1:
         raise InputError(
             f'config.objective.random_rate and keep_rate are {both:g} together; the most is 1.'
+        )
+    if vocabulary.codes and not objective.takes_codes:
+        right = ' or '.join(f"'{key}'" for key, other in OBJECTIVES.items() if other.takes_codes)
+        raise InputError(
+            f"config.tokenizer.codes are for config.objective.name = {right}, not '{name}'; set it to ()."
         )
     if 'mask' in objective.needs and vocabulary.mask < 0:
         raise InputError(

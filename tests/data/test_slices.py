@@ -63,7 +63,7 @@ def test_pairs_stay_together(part, expected):
     def read():
         return map(Document, 'aAbBcC')
 
-    found = slices.parse(part, 'here').apply_to_pairs(read)
+    found = slices.parse(part, 'here').apply_to_groups(read, 2)
     assert ''.join(document.text for document in found) == expected
 
 

@@ -1,0 +1,72 @@
+"""The log probability of each of many texts."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm import losses, mesh, terms
+from lm import run as runs
+from lm.data import features, pipeline
+from lm.models import Model
+from lm.perplexity import bar
+from lm.run import Run
+
+
+def log_probabilities(
+    run: Run, params: Any, split: features.TokenizedSplit, label: str = 'score'
+) -> np.ndarray:
+    """Returns log p of each document, its end included, or of what is written in each pair; nats.
+
+    A document that is longer than a window is the sum of its windows, as in perplexity.
+
+    Args:
+        run: of an objective that predicts every token of a text once (causal, seq2seq).
+        params: its parameters.
+        split: of texts, or of pairs, such as `features.from_texts` gives.
+        label: of the progress bar.
+
+    Returns:
+        float64 `[documents]`, or `[pairs]`.
+    """
+    config = run.config
+    rows = runs.evaluation_rows(config)
+    dataset = pipeline.eval_dataset(split, config.data, run.objective, 0, rows)
+    packed = pipeline.pack_split(split, run.objective, config.data.packing)
+    nats = functools.partial(
+        _nats,
+        params,
+        model=run.steps.model,
+        segments=config.data.packing or run.objective.source_length > 0,
+        chunks=losses.chunks_for(
+            -(-rows // mesh.row_shards(run.mesh)),
+            config.data.length,
+            run.steps.model.padded_vocab_size,
+            config.loss.max_logits_mb,
+        ),
+    )
+    found = np.zeros(split.num_documents // (1 + split.paired))
+    with jax.set_mesh(run.mesh):
+        for number in bar(range(len(dataset)), len(dataset), label):
+            batch = dataset[number]
+            costs = jax.device_get(nats(batch)).astype(np.float64)
+            filled = packed.rows.offsets[number * rows :][: rows + 1]
+            for row in range(len(filled) - 1):
+                windows = packed.rows[number * rows + row]
+                # Window i of a row is its segment i + 1.
+                sums = np.bincount(batch['segment_ids'][row], costs[row], len(windows) + 1)
+                np.subtract.at(found, packed.windows.document[windows], sums[1:])
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'segments', 'chunks'))
+def _nats(
+    params: Any, batch: terms.Batch, *, model: Model, segments: bool, chunks: int
+) -> jax.Array:
+    """Returns what each target costs, float32 `[B, T]`; 0 where it does not count."""
+    batch = {name: mesh.constrain(x, (mesh.ROWS, 'sequence')) for name, x in batch.items()}
+    vectors = terms.hidden(model, params, batch, None, segments)
+    logits = functools.partial(model.apply, {'params': params}, method='logits')
+    nats = losses.token_nats(logits, vectors, batch['targets'], chunks)
+    return mesh.constrain(nats * batch['loss_weights'], (None, None))
