@@ -34,7 +34,7 @@ def main() -> None:
     report = json.loads((options.workdir / 'report.json').read_text())
     figure(report['curves'], options.output / 'curve.png')
     path = options.workdir / 'predictions' / 'test.beam4.jsonl'
-    (options.output / 'samples.md').write_text(samples(path.read_text().splitlines()))
+    (options.output / 'samples.md').write_text(samples(path.read_text().strip().split('\n')))
     print(f'Written: results.jsonl, curve.png, samples.md in {options.output}')
 
 
