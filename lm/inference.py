@@ -15,7 +15,7 @@ from lm import run as runs
 from lm.checkpoint import Checkpoints, averaged
 from lm.config import GenerateConfig
 from lm.data import features
-from lm.errors import InputError
+from lm.errors import InputError, lookup
 from lm.models import Decoder, Electra, Encoder
 from lm.objectives import OBJECTIVES
 from lm.perplexity import perplexity
@@ -36,6 +36,15 @@ class LanguageModel:
     def __init__(self, run: Run, params: Any, step: int | None = None) -> None:
         self.run, self.params, self.step = run, params, step
         self._streamer = _Streamer(run.tokenizer)
+
+    def of(self, task: str) -> 'LanguageModel':
+        """Returns the model as one of the tasks of its run has it.
+
+        Raises:
+            InputError: there is no such task; the nearest is named.
+        """
+        run = lookup(self.run.others or {}, task, 'the task')
+        return LanguageModel(run, self.params, self.step)
 
     def generate(
         self,

@@ -269,7 +269,9 @@ class Loop:
         """Evaluates `data.valid`, writes the result, and returns the loss."""
         params, batches = evaluated_params(state), self.config.eval.batches
         results = {
-            task: perplexity(part, params, self.splits[task]['valid'], batches, f'{task} valid')
+            task: perplexity(
+                part, params, self.splits[task]['valid'], batches, f'{task} valid'.lstrip()
+            )
             for task, part in self.run.tasks.items()
             if 'valid' in self.splits[task]
         }
@@ -282,10 +284,12 @@ class Loop:
             values |= {f'valid/{prefix}{k}': result[k] for k in kept if result.get(k) is not None}
             notes.append(f'{task} {_described(result)}'.lstrip())
         if self.run.others:
-            weights = dict(zip(self.run.others, self.mixture.rates(0), strict=True))
-            total = sum(weights[task] for task in results)
-            values['valid/loss'] = (
-                sum(weights[task] * result['loss'] for task, result in results.items()) / total
+            # Of those that are validated; evenly, where none of them is trained.
+            weights = {task: sum(configs.task_weights(self.config)[task]) for task in results}
+            total = sum(weights.values())
+            values['valid/loss'] = sum(
+                (weights[task] / total if total else 1 / len(results)) * result['loss']
+                for task, result in results.items()
             )
         self.writer.write(step, values)
         self.progress.note(f'step {step}: validation {"; ".join(notes)}')

@@ -136,6 +136,12 @@ def test_all_tasks_are_learnt(tmp_path):
     for task in TASKS:
         curve = [loss for _, loss in report['curves'][f'train/{task}/loss']]
         assert curve[-1] < 0.9 * curve[0], task
+    model = lm.load(tmp_path / 'run')
+    assert model.of('text').perplexity('the cat sat on')['loss'] > 0
+    with pytest.raises(InputError, match="Did you mean 'text'"):
+        model.of('txt')
+    with pytest.raises(InputError, match=r'has a perplexity of each'):
+        model.perplexity('the cat')
     page = (tmp_path / 'run/report.html').read_text()
     for title in ('Sampling rates', 'text: loss', 'cats: accuracy', 'alike: pearson'):
         assert title in page
