@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
     config.model.bias = True
     config.model.dropout = 0.1
     config.model.scan_layers = False
+    config.optimizer.name = 'muon'
+    config.optimizer.learning_rate = 6e-3
     config.schedule.kind = 'linear'
     config.schedule.warmup_steps = 50
     config.schedule.final_scale = 0.0
