@@ -165,6 +165,7 @@ def get_config() -> ConfigDict:
             'temperature': 2.0,  # float.
             'limit': 0,  # int, rows. The most that counts of a source (T5's K). 0 = no limit.
             # int, steps. The last three are measured and set anew so often.
+            # Before the second time they are the weights; and a tenth of the steps is always shared evenly.
             'every': 20,
             # float. The power that the loss which is left is taken to (GradNorm's alpha).
             'asymmetry': 1.5,

@@ -3,7 +3,7 @@
     python -m lm.main --config=configs/multitask.py
 
 Needs in $LM_DATA_DIR `warandpeace/input.txt`, any text with blank lines between paragraphs;
-`rte/rte1_dev.tsv` and its kin, with columns `text`, `hypothesis`, `entailment` (0 or 1); and in
+`rte/rte1_dev.tsv.gz` and its kin, with columns `text`, `hypothesis`, `entailment` (0 or 1); and in
 `stsb/en_train.csv` and `en_dev.csv` two sentences and a score from 0 to 5. What the ways
 to share the steps come to is in experiments/multitask/README.md.
 """

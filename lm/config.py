@@ -295,7 +295,7 @@ def task_weights(config: Config) -> dict[str, tuple[float, float]]:
 def _check_tasks(config: Config) -> None:
     for name, task in sorted(config.tasks.items()):
         place = f'config.tasks.{name}'
-        if not name.isidentifier() or not isinstance(task, Mapping):
+        if not str(name).isidentifier() or not isinstance(task, Mapping):
             raise InputError(
                 f'{place} must have a name of letters, digits and _, and hold some of: '
                 f'{", ".join(TASK_KEYS)}.'
@@ -313,7 +313,7 @@ def _check_tasks(config: Config) -> None:
             raise InputError(f'{place}.data.{key}: tasks share it; set config.data.{key}.')
     for name, part in tasks(config).items():
         for key in ('length', 'source_length'):
-            own, most = getattr(part.data, key), getattr(config.data, key) or config.data.length
+            own, most = (getattr(data, key) or data.length for data in (part.data, config.data))
             if own > most:
                 raise InputError(
                     f'config.tasks.{name}.data.{key} = {own} is more than config.data.{key} = {most}, the '

@@ -43,7 +43,9 @@ class LanguageModel:
         Raises:
             InputError: there is no such task; the nearest is named.
         """
-        run = lookup(self.run.others or {}, task, 'the task')
+        if not self.run.others:
+            raise InputError(f"model.of('{task}'): the run has one task only.")
+        run = lookup(self.run.others, task, 'the task')
         return LanguageModel(run, self.params, self.step)
 
     def generate(
@@ -166,6 +168,11 @@ class LanguageModel:
             texts: each is a document.
             codes: that each of them has. The codes of the lowest loss say what a text most likely is.
         """
+        if self.run.others:
+            raise InputError(
+                'a run of several tasks has a perplexity of each: model.of(TASK).perplexity(...), with one '
+                f'of {", ".join(self.run.others)}.'
+            )
         texts = [texts] if isinstance(texts, str) else list(texts)
         split = features.from_texts(texts, self.run.tokenizer, self._codes(codes))
         return perplexity(self.run, self.params, split)

@@ -1,5 +1,6 @@
 """The learning-rate range test (Smith 2017, https://arxiv.org/abs/1506.01186)."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -31,6 +32,9 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
     workdir = Path(workdir)
     device_mesh = runs.check_mesh(config)
     runs.open_workdir(workdir, config)
+    if config.tasks:  # A step of one of them would not compare with the next.
+        each = dataclasses.replace(config.multitask, mode='joint', rates='fixed')
+        config = dataclasses.replace(config, multitask=each)
     text = runs.build_tokenizer(config, workdir)
     run = runs.build(config, text, device_mesh)
     splits = {

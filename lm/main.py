@@ -64,7 +64,7 @@ _METHOD = flags.DEFINE_string(
 _SWAP = flags.DEFINE_bool(
     'swap', False, 'translate: the translation first, then the text: pairs for the other direction.'
 )
-_TASK = flags.DEFINE_string('task', '', 'translate: of a run of several tasks, which.')
+_TASK = flags.DEFINE_string('task', '', 'generate, translate: of a run of several tasks, which.')
 _TAG = flags.DEFINE_string(
     'tag', '', "translate: written before the first column, such as '<BT>' with --swap."
 )
@@ -150,6 +150,8 @@ def _generate() -> None:
     from lm.inference import load, sampling
 
     model = load(_workdir(), _CHECKPOINT.value)
+    if _TASK.value:
+        model = model.of(_TASK.value)
     settings = model.run.config.generate
     if _CONFIG.value is not None:
         settings = parse(_CONFIG.value).generate

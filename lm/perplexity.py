@@ -55,7 +55,8 @@ def perplexity(
         split,
         config.data,
         run.objective,
-        stride=config.eval.stride,
+        # With several tasks it is for those that can.
+        stride=config.eval.stride if run.objective.slides or not run.task else 0,
         batch_size=runs.evaluation_rows(config),
         host=jax.process_index(),
         num_hosts=jax.process_count(),

@@ -186,7 +186,7 @@ def method(config: Mapping[str, Any]) -> str:
     for name, part in parts.items():
         if not OBJECTIVES[part['objective']['name']].of_texts:
             said.setdefault(_method(part), []).append(name)
-    return ' '.join(f'{", ".join(names)}: {words}' for words, names in said.items())
+    return ' '.join(f'{", ".join(names)}: {words}' for words, names in said.items()) + of
 
 
 def _method(config: Mapping[str, Any]) -> str:

@@ -82,13 +82,11 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
     lookup(ARCHITECTURES, config.model.architecture, 'config.model.architecture')
     made, size = {}, 0
     for task, part in configs.tasks(config).items():
-        try:
+        with _of_task(task):
             spec = spec_of(part, text)
             objectives.check(part.objective.name, part.model.architecture, spec)
             _check_attention(part)
             _check_options(part, text)
-        except InputError as error:
-            raise InputError(f'config.tasks.{task}: {error}' if task else str(error)) from None
         made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
     _check_evaluated(config)
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
@@ -106,6 +104,15 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
     return (
         dataclasses.replace(first, config=config, task='', others=runs) if config.tasks else first
     )
+
+
+@contextlib.contextmanager
+def _of_task(task: str) -> Iterator[None]:
+    """Says of which task a mistake is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f'config.tasks.{task}: {error}' if task else str(error)) from None
 
 
 def spec_of(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
@@ -258,23 +265,19 @@ def check_mesh(config: Config) -> Mesh:
     except RuntimeError as error:  # JAX_PLATFORMS names what this machine does not have.
         raise InputError(f'JAX finds no device: {" ".join(str(error).split())}') from None
     device_mesh = mesh.make(config.mesh)
-    data = config.data
     parts = config.optimizer.accumulation
-    mesh.check_batch(data.batch_size, data.length, parts, device_mesh, 'config.data.batch_size')
-    if config.model.architecture == 'encoder_decoder' and (
-        (data.source_length or data.length) % device_mesh.shape['sequence']
-    ):
-        raise InputError(
-            f'config.data.source_length = {data.source_length} cannot be divided by mesh.sequence = '
-            f'{device_mesh.shape["sequence"]}.'
-        )
-    place = 'config.eval.batch_size'
-    mesh.check_batch(evaluation_rows(config), data.length, 1, device_mesh, place)
-    for task, part in configs.tasks(config).items() if config.tasks else ():
-        rows, length = part.data.batch_size, part.data.length
-        mesh.check_batch(rows, length, parts, device_mesh, f'config.tasks.{task}.data.batch_size')
-        if not config.eval.batch_size:
-            mesh.check_batch(evaluation_rows(part), length, 1, device_mesh, place)
+    for task, part in configs.tasks(config).items():
+        data, place = part.data, f'config.tasks.{task}.data' if task else 'config.data'
+        mesh.check_batch(data.batch_size, data.length, parts, device_mesh, f'{place}.batch_size')
+        if config.model.architecture == 'encoder_decoder' and (
+            (data.source_length or data.length) % device_mesh.shape['sequence']
+        ):
+            raise InputError(
+                f'{place}.source_length = {data.source_length} cannot be divided by mesh.sequence = '
+                f'{device_mesh.shape["sequence"]}.'
+            )
+        rows = evaluation_rows(part)
+        mesh.check_batch(rows, data.length, 1, device_mesh, 'config.eval.batch_size')
     return device_mesh
 
 
@@ -292,7 +295,9 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     if _present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
     sources = {
-        (part.data.train, part.data.document): source.parse(part.data.train, part.data)
+        (part.data.train, part.data.document, part.data.prefix): source.parse(
+            part.data.train, part.data
+        )
         for part in configs.tasks(config).values()
     }
 
@@ -335,8 +340,15 @@ def mixture(
         data, split, objective = part.config.data, splits[task]['train'], part.objective
         host = jax.process_index(), jax.process_count()
         seed = config.seed + number
-        datasets[task] = pipeline.train_dataset(split, data, objective, seed, *host)
-        rows.append(len(pipeline.pack_split(split, objective, data.packing).rows))
+        with _of_task(task):
+            for other in splits[task].values():
+                pipeline.check_source(other, objective)
+            datasets[task] = pipeline.train_dataset(split, data, objective, seed, *host)
+        rows.append(
+            len(pipeline.pack_split(split, objective, data.packing).rows)
+            if config.multitask.rates in mixtures.BY_ROWS
+            else 1
+        )
     first, last = np.array(list(weights.values())).T
     tasks = mixtures.Tasks(tuple(datasets), first, last, np.array(rows, float))
     steps, ahead = config.train.steps, config.data.prefetch

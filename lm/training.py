@@ -111,6 +111,7 @@ class Loop:
         self.evaluated: dict[
             int, dict[str, Any]
         ] = {}  # whole evaluations of `valid`, by step and task
+        self.compiled: set[str] = set()  # Tasks of which a step was taken.
         self.since: dict[
             str, list[float]
         ] = {}  # sums and counts of metrics since they were last logged
@@ -209,12 +210,14 @@ class Loop:
         """Writes the metrics of a step, and stops the run if too many in a row were skipped."""
         config = self.config
         metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-        if pending.step == self.start + 1:
-            self.meter.restart()  # compilation is not speed
-            self.checkpoints.prepare(self.run.steps.shapes)
-            memory.keep()
+        if not self.compiled.issuperset(pending.item.numbers):
+            self.meter.restart()  # Compilation is not speed, and each task has its own.
+            self.compiled.update(pending.item.numbers)
         else:
             self.meter.add(metrics['tokens'])
+        if pending.step == self.start + 1:
+            self.checkpoints.prepare(self.run.steps.shapes)
+            memory.keep()
         if metrics['skipped_in_a_row'] >= config.train.max_bad_steps:
             raise RunStopped(self.post_mortem(pending, state, metrics))
         values = self.measured(pending.item, metrics)
@@ -352,7 +355,8 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
         }
         known = {task: {'valid': result} for task, result in known.items()}
         results, tasks, samples = measure(run, params, splits, workdir / 'predictions', known)
-        samples = samples or LanguageModel(run, params).samples(config.generate, config.seed)
+        first = next(iter(run.tasks.values()))
+        samples = samples or LanguageModel(first, params).samples(config.generate, config.seed)
     decoder = config.model.architecture == 'decoder'  # Others are not counted yet.
     flops = {
         name: throughput.flops_per_token(

@@ -45,18 +45,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--ways', nargs='+', default=list(WAYS), choices=list(WAYS), metavar='WAY')
-    parser.add_argument('--steps', type=int, default=600)
+    parser.add_argument('--steps', type=int, default=300)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--workdir', type=Path, default=Path('runs/multitask'))
     parser.add_argument('--output', type=Path, default=Path('results.jsonl'))
     options = parser.parse_args()
     records = []
-    with options.output.open('w') as file:
-        for seed in options.seeds:
-            for way in options.ways:
-                found = train(way, seed, options.steps, options.workdir)
-                print(json.dumps(found), file=file, flush=True)
-                records.append(found)
+    for seed in options.seeds:
+        for way in options.ways:
+            records.append(train(way, seed, options.steps, options.workdir))
+    options.output.write_text(''.join(json.dumps(found) + '\n' for found in records))
     print('\n'.join(table(records)))
     figure(records, options.output.with_suffix('.png'))
 

@@ -231,6 +231,10 @@ def _write(
             'coded': bool(code_ids),
         }
         if labels.numbers:
+            if len(labels.numbers) * (1 + source.paired) != totals['num_documents']:
+                raise InputError(
+                    f"the source '{source.spec}' has labels for some of its texts only."
+                )
             meta['label_names'] = list(labels.names)
             np.save(partial / 'labels.npy', np.array(labels.numbers, np.int32))
         if code_ids:

@@ -103,6 +103,7 @@ BY_STEP = {
     'temperature': temperature,
     'scheduled': scheduled,
 }
+BY_ROWS = ('proportional', 'temperature')
 BY_LOSS: dict[str, Callable[['Tasks', MultitaskConfig, Facts], np.ndarray]] = {
     'progress': progress,
     'gradient_norm': gradient_norm,
@@ -118,7 +119,7 @@ class Tasks:
         names: of the tasks.
         weights: float64 [tasks], at the first step.
         final_weights: float64 [tasks], at the last.
-        rows: float64 [tasks], of each training split.
+        rows: float64 [tasks], of each training split; only read by `BY_ROWS`.
     """
 
     names: tuple[str, ...]

@@ -167,7 +167,7 @@ def pack_split(
         InputError: the objective learns from pairs, or labels, and the split has none, or the other way
             round; or a label is not known.
     """
-    _check_source(split, objective)
+    check_source(split, objective)
     if 'window' not in objective.takes:
         lengths = (split.lengths - 2).reshape(-1, 1 + split.paired)
         number = np.arange(len(lengths))
@@ -192,7 +192,7 @@ def pack_split(
     return Packed(split, windows, pack.rows(costs, whole, packing), objective)
 
 
-def _check_source(split: TokenizedSplit, objective: Objective) -> None:
+def check_source(split: TokenizedSplit, objective: Objective) -> None:
     """Raises InputError where the source is not of what the objective learns from."""
     name = f"config.objective.name = '{objective.name}'"
     what = f"the source '{split.spec}'" if split.spec else 'a list of texts'

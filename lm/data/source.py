@@ -283,7 +283,7 @@ def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
     chosen = table.fields(spec.field or fields, place)._replace(codes=spec.code_fields)
     paired = len(chosen.texts) == 2
     part = _slice(spec, paired)
-    if chosen.label and part.unit:
+    if chosen.label and part.unit and not paired:
         raise InputError(
             f"{place}: the part '[{spec.part}]' would cut labelled texts apart; write [100:200] in texts."
         )

@@ -93,7 +93,7 @@ def comma_separated(lines: Iterator[Document], chosen: Fields, path: Path) -> It
 
     def rows() -> Iterator[tuple[int, list[str], int]]:
         nonlocal invalid_bytes
-        reader = csv.reader(counted())
+        reader = csv.reader(counted(), strict=True)
         try:
             for cells in reader:
                 yield reader.line_num, cells, invalid_bytes

@@ -1,5 +1,7 @@
 """Say what a text, or a pair of texts, is: topic, sentiment, entailment, similarity."""
 
+import math
+
 import numpy as np
 
 from lm.config import ObjectiveConfig
@@ -62,8 +64,11 @@ def class_of(label: str, options: ObjectiveConfig) -> int:
 def value_of(label: str, options: ObjectiveConfig) -> float:
     """Returns a label that is a number; raises InputError where it is none."""
     try:
-        return float(label)
+        value = float(label)
     except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
         raise InputError(
             f"'{label}' is not a number, which config.objective.name = 'similarity' learns from."
-        ) from None
+        )
+    return value
