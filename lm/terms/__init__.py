@@ -20,6 +20,7 @@ from lm.terms.loss import Batch as Batch
 from lm.terms.loss import Loss, joined, own
 from lm.terms.loss import Sums as Sums
 from lm.terms.loss import flat as flat
+from lm.terms.loss import hidden as hidden
 from lm.terms.texts import classified, contrasted, regressed
 from lm.terms.tokens import masked, next_token, replaced
 

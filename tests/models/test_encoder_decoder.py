@@ -232,6 +232,6 @@ def test_two_streams_see_lower_ranks_and_not_themselves():
 def test_published_sizes(name, count):
     parsed = config.parse(importlib.import_module(f'configs.{name}').get_config())
     vocab = parsed.tokenizer.vocab_size + parsed.tokenizer.mask + parsed.tokenizer.sentinels
-    model, _ = terms.build(parsed, vocab, mesh.one_device())
+    model, *_ = terms.build(parsed, vocab, mesh.one_device())
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **example(model)))
     assert tree.size(shapes['params']) == count
