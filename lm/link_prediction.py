@@ -9,13 +9,15 @@ al. 2020, https://arxiv.org/abs/1911.03903; "realistic" in Berrendorf et al. 202
 https://arxiv.org/abs/2002.06914).
 """
 
-import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm import vocabulary
 from lm.data import features, source, triples
+from lm.data.slices import Document
 from lm.run import SPLITS, Run
 from lm.scores import log_probabilities
 
@@ -74,84 +76,113 @@ def evaluate(run: Run, params: Any) -> dict[str, dict[str, Any]]:
     """
     config, data = run.config, run.config.data
     sources = {s: source.parse(spec, data) for s in SPLITS if (spec := getattr(data, s))}
-    asked = {name: sources[name].triples() for name in ('test', 'valid') if name in sources}
-    name = next((name for name, found in asked.items() if found), '')
+    graphs = {name: found for name, each in sources.items() if (found := each.graphs)}
+    name = next((name for name in ('test', 'valid') if name in graphs), '')
     if not name or not run.objective.whole:
         return {}
-    graph = [triple for each in sources.values() if each.facts for triple in each.facts()]
+    # Whatever part of a file is asked for, all that is known of it is filtered.
+    graph = [triple for found in graphs.values() for each in found for triple in each.facts()]
     entities = sorted({end for triple in graph for end in (triple.head, triple.tail)})
     limit = config.eval.candidates
     sampled = 0 < limit < len(entities)
-    pairs = [pair for triple in asked[name] for pair in triples.questions(triple)]
-    rank = _ranked(run, params, pairs, graph, entities, limit if sampled else 0, f'{name} links')
-    tails, heads = np.array([rank[pair] for pair in pairs]).reshape(-1, 2).T
+    found = []
+    for each in graphs[name]:
+        pairs = [pair for triple in each.triples() for pair in triples.questions(triple)]
+        candidates = _candidates(pairs, graph, entities, limit if sampled else 0)
+        rank = _ranked(run, params, pairs, candidates, each.constants, f'{name} links')
+        found += [rank[pair] for pair in pairs]
+    tails, heads = np.array(found).reshape(-1, 2).T
     size = f'{limit} random of {len(entities)}' if sampled else f'all {len(entities)}'
     return {
         f'{name}, {size} candidates': {
             **measures(np.concatenate([tails, heads])),
             'mrr of tails': measures(tails)['mrr'],
             'mrr of heads': measures(heads)['mrr'],
-            'questions': len(pairs),
+            'questions': len(found),
             'signature': 'filtered, both ends, ties: mean rank'
             + (', SAMPLED candidates: compares with no full ranking' if sampled else ''),
         }
     }
 
 
-def _ranked(
-    run: Run,
-    params: Any,
-    pairs: Sequence[Pair],
-    graph: Sequence[triples.Triple],
-    entities: Sequence[str],
-    limit: int,
-    label: str,
-) -> dict[Pair, float]:
-    """Returns the rank of each question's answer; among `limit` random candidates where it is not 0."""
+class Candidates(NamedTuple):
+    """Those of a question: entities, and which of them are known to be an answer, bool [C]."""
+
+    entities: Sequence[str]
+    known: np.ndarray
+
+
+def _candidates(
+    pairs: Sequence[Pair], graph: Sequence[triples.Triple], entities: Sequence[str], limit: int
+) -> dict[str, Candidates]:
+    """Returns the candidates of each question; of `limit` where it is not 0, all but the answer random."""
     known: dict[str, set[str]] = {}
     for text, answer in (pair for triple in graph for pair in triples.questions(triple)):
         known.setdefault(text, set()).add(answer)
     answers: dict[str, dict[str, None]] = {}
     for text, answer in pairs:
         answers.setdefault(text, {})[answer] = None
-    candidates = {}
+    found = {}
     for number, (text, asked) in enumerate(answers.items()):
-        candidates[text] = entities
+        chosen = entities
         if limit:
             others = [entity for entity in entities if entity not in known[text]]
             drawn = np.random.default_rng([0, number]).permutation(len(others))[: limit - 1]
-            candidates[text] = [*asked, *(others[i] for i in drawn)]
-    found = {}
-    for group in _groups(candidates):
-        scores = _scores(
-            run, params, [(text, c) for text in group for c in candidates[text]], label
-        )
-        sizes = [len(candidates[text]) for text in group]
-        for text, part in zip(group, np.split(scores, np.cumsum(sizes)[:-1]), strict=True):
-            of, asked = candidates[text], answers[text]
-            places = [of.index(answer) for answer in asked]
-            is_known = [candidate in known[text] for candidate in of]
-            each = np.tile(part, (len(asked), 1)), np.tile(is_known, (len(asked), 1))
-            for answer, rank in zip(asked, ranks(each[0], places, each[1]), strict=True):
-                found[text, answer] = float(rank)
+            chosen = [*asked, *(others[i] for i in drawn)]
+        found[text] = Candidates(chosen, np.array([entity in known[text] for entity in chosen]))
     return found
 
 
-def _groups(candidates: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+def _ranked(
+    run: Run,
+    params: Any,
+    pairs: Sequence[Pair],
+    candidates: Mapping[str, Candidates],
+    codes: tuple[str, ...],
+    label: str,
+) -> dict[Pair, float]:
+    """Returns the rank of each question's answer among its candidates, in documents with these codes."""
+    asked: dict[str, list[str]] = {}
+    for text, answer in dict.fromkeys(pairs):
+        asked.setdefault(text, []).append(answer)
+    found = {}
+    for group in _groups({text: len(candidates[text].entities) for text in asked}):
+        of_group = [(text, c) for text in group for c in candidates[text].entities]
+        scores = iter(_scores(run, params, of_group, codes, label))
+        for text in group:
+            chosen, known = candidates[text]
+            row = np.fromiter(itertools.islice(scores, len(chosen)), float)
+            places = [chosen.index(answer) for answer in asked[text]]
+            shape = len(places), len(chosen)
+            of_text = ranks(np.broadcast_to(row, shape), places, np.broadcast_to(known, shape))
+            found |= {(text, a): float(r) for a, r in zip(asked[text], of_text, strict=True)}
+    return found
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     """Yields questions in groups of at most `_TEXTS` candidates, or of one question."""
-    group, size = [], 0
-    for text, of in candidates.items():
-        if group and size + len(of) > _TEXTS:
+    group, total = [], 0
+    for text, size in sizes.items():
+        if group and total + size > _TEXTS:
             yield group
-            group, size = [], 0
+            group, total = [], 0
         group.append(text)
-        size += len(of)
+        total += size
     yield group
 
 
-def _scores(run: Run, params: Any, pairs: Sequence[Pair], label: str) -> np.ndarray:
+def _scores(
+    run: Run, params: Any, pairs: Sequence[Pair], codes: tuple[str, ...], label: str
+) -> np.ndarray:
     """Returns the log probability of each answer to its question, up to a number for each question."""
-    writes = run.objective.writes
-    texts = [text for pair in pairs for text in (pair if writes else (' '.join(pair),))]
-    split = features.from_texts(texts, run.tokenizer)
-    return log_probabilities(run, params, dataclasses.replace(split, paired=writes), label)
+    config, writes = run.config, run.objective.writes
+    ids = vocabulary.code_ids(run.tokenizer, config.tokenizer)
+    documents = (
+        Document(text, codes=codes)
+        for question, answer in pairs
+        for text in (
+            (config.data.prefix + question, answer) if writes else (f'{question} {answer}',)
+        )
+    )
+    split = features.from_documents(documents, run.tokenizer, ids, writes)
+    return log_probabilities(run, params, split, label)

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import losses, mesh, terms
+from lm import losses, mesh
 from lm import run as runs
 from lm.data import features, pipeline
 from lm.models import Model
 from lm.perplexity import bar
 from lm.run import Run
+from lm.terms.loss import Batch, hidden
 
 
 def log_probabilities(
@@ -61,12 +62,10 @@ def log_probabilities(
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'segments', 'chunks'))
-def _nats(
-    params: Any, batch: terms.Batch, *, model: Model, segments: bool, chunks: int
-) -> jax.Array:
+def _nats(params: Any, batch: Batch, *, model: Model, segments: bool, chunks: int) -> jax.Array:
     """Returns what each target costs, float32 `[B, T]`; 0 where it does not count."""
     batch = {name: mesh.constrain(x, (mesh.ROWS, 'sequence')) for name, x in batch.items()}
-    vectors = terms.hidden(model, params, batch, None, segments)
+    vectors = hidden(model, params, batch, None, segments)
     logits = functools.partial(model.apply, {'params': params}, method='logits')
     nats = losses.token_nats(logits, vectors, batch['targets'], chunks)
     return mesh.constrain(nats * batch['loss_weights'], (None, None))

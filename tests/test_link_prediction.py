@@ -67,12 +67,12 @@ def make_config(folder, architecture='decoder', **sections):
     (folder / 'train.txt').write_text(''.join(lines))
     (folder / 'test.txt').write_text(''.join(lines[::4]))  # Known ones: to be remembered.
     pairs = architecture == 'encoder_decoder'
-    field = '#question,answer' if pairs else ''
+    field = '#question,answer' if pairs else '#{=graph}'
     return lm.get_config(
         'base',
         data={'train': f'triples:{folder}/train.txt{field}', 'valid': '', 'batch_size': 8}
         | {'test': f'triples:{folder}/test.txt{field}', 'length': 32},
-        tokenizer={'kind': 'chars'},
+        tokenizer={'kind': 'chars', 'codes': () if pairs else ('graph', 'words<4')},
         objective={'name': 'seq2seq' if pairs else 'causal'},
         model={'num_layers': 1, 'embed_dim': 32, 'num_heads': 2, 'architecture': architecture}
         | {'tie_embeddings': False},
@@ -148,17 +148,22 @@ def test_ranks_are_those_of_texts_scored_one_by_one(model):
     question, answer = 'A to', 'B'
     known = {tail for head, _, tail in graph if head == 'A'}
     entities = sorted(NAMES)
-    losses = [model.perplexity(f'{question} {name}') for name in entities]
+    codes = ('graph', 'words<4')
+    losses = [model.perplexity(f'{question} {name}', codes) for name in entities]
     scores = [-result['loss'] * result['tokens'] for result in losses]
     of = entities.index(answer)
     (expected,) = by_hand([scores], [of], [[name in known for name in entities]])
     triple = lm.data.triples.Triple('A', 'to', 'B')
     asked = lm.data.triples.questions(triple)[:1]
     all_triples = [lm.data.triples.Triple(h, r, t) for h, r, t in graph]
-    found = link_prediction._ranked(
-        model.run, model.params, asked, all_triples, entities, 0, 'test'
-    )
+    candidates = link_prediction._candidates(asked, all_triples, entities, 0)
+    found = link_prediction._ranked(model.run, model.params, asked, candidates, ('graph',), 'test')
     assert found == {(question, answer): expected}
+    pairs = [(question, name) for name in entities]
+    found = link_prediction._scores(model.run, model.params, pairs, ('graph',), 'test')
+    np.testing.assert_allclose(found, scores, rtol=1e-4)
+    without = link_prediction._scores(model.run, model.params, pairs, (), 'test')
+    assert np.abs(without - found).max() > 1e-3
 
 
 @pytest.mark.slow

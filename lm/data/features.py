@@ -168,6 +168,28 @@ def from_texts(
     return dataclasses.replace(split, codes=codes, code_offsets=ends)
 
 
+def from_documents(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    code_ids: Mapping[str, int] = NO_CODES,
+    paired: bool = False,
+) -> TokenizedSplit:
+    """Returns documents as tokens in memory, with their codes, those of their length among them.
+
+    Args:
+        documents: none of them empty; of pairs both sides, one after the other.
+        tokenizer: with what.
+        code_ids: as in `tokenize`.
+        paired: they are of pairs.
+
+    Raises:
+        InputError: there is none, or a code is not known.
+    """
+    codes = _Codes(code_ids, tokenizer, 'codes')
+    split = from_texts([document.text for document in codes.noted(documents)], tokenizer)
+    return dataclasses.replace(split, paired=paired, **(codes.arrays() if code_ids else {}))
+
+
 def cache_dir(data: DataConfig) -> Path:
     """Returns the cache: `config.data.cache_dir`, else $LM_CACHE_DIR, else ~/.cache/lm."""
     return Path(data.cache_dir or os.environ.get('LM_CACHE_DIR') or '~/.cache/lm').expanduser()

@@ -45,6 +45,7 @@ class Source:
         codes: what says which control codes its documents have, as written between the braces.
         facts: of a knowledge graph, called for its triples; each is two documents (or pairs), and `part`
             is in triples, or percent of them.
+        parts: the sources that it joins, if it does.
     """
 
     spec: str
@@ -54,6 +55,17 @@ class Source:
     paired: bool = False
     codes: tuple[str, ...] = ()
     facts: Callable[[], Iterator[Triple]] | None = None
+    parts: tuple['Source', ...] = ()
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The codes that all of its documents have."""
+        return tuple(code[1:] for code in self.codes if code.startswith('='))
+
+    @property
+    def graphs(self) -> tuple['Source', ...]:
+        """Those that are of knowledge graphs: itself, or of the sources that it joins."""
+        return tuple(part for part in self.parts or (self,) if part.facts)
 
     def records(self) -> Iterator[Document]:
         """Yields the documents that hold any text, with their counts of invalid bytes.
@@ -76,8 +88,8 @@ class Source:
         return (document.text for document in self.records())
 
     def triples(self) -> list[Triple]:
-        """Returns the triples of the part; none where it is not of a knowledge graph."""
-        return list(self.part.apply_to_groups(self.facts, 1)) if self.facts else []
+        """Returns the triples of the part, of a knowledge graph."""
+        return list(self.part.apply_to_groups(self.facts, 1))
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of all that decides the documents."""
@@ -159,6 +171,7 @@ def _one_after_the_other(text: str, parts: list[Source]) -> Source:
         Slice(),
         parts[0].paired,
         tuple(code for part in parts for code in part.codes),
+        parts=tuple(parts),
     )
 
 
@@ -182,12 +195,12 @@ def _with_codes(source: Source, spec: Spec) -> Source:
         return source
     if source.paired:
         raise InputError(f"source '{spec.text}' is of pairs, which take no codes.")
-    same = tuple(code[1:] for code in spec.codes if code.startswith('='))
+    coded = dataclasses.replace(source, codes=spec.codes)
 
     def read() -> Iterator[Document]:
-        return (found._replace(codes=same + found.codes) for found in source.read())
+        return (found._replace(codes=coded.constants + found.codes) for found in source.read())
 
-    return dataclasses.replace(source, read=read, codes=spec.codes)
+    return dataclasses.replace(coded, read=read)
 
 
 def _split_brackets(text: str) -> tuple[str, str]:

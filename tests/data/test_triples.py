@@ -99,6 +99,18 @@ def test_lines_that_are_no_triple(line, message, folder, config_data):
         texts(f'triples:{folder}/g/train.txt', config_data)
 
 
+def test_graphs_are_found_among_joined_sources(folder, config_data):
+    (folder / 'text.txt').write_text('some text')
+    graph = f'triples:{folder}/g/train.txt#{{=graph}}[1:]'
+    joined = source.parse(f'{graph} + text:{folder}/text.txt', config_data)
+    (found,) = joined.graphs
+    assert len(found.triples()) == 2
+    assert len(list(found.facts())) == 3
+    assert found.constants == ('graph',)
+    assert [document.codes for document in joined.records()] == [('graph',)] * 4 + [()]
+    assert source.parse(f'text:{folder}/text.txt', config_data).graphs == ()
+
+
 def test_what_is_wrong_is_named(folder, config_data):
     with pytest.raises(InputError, match="'#question,answer' makes pairs of its triples"):
         source.parse(f'triples:{folder}/g/train.txt#head', config_data)
