@@ -187,13 +187,23 @@ def get_config() -> ConfigDict:
             'num_kv_heads': 0,
             'head_dim': 0,  # int. K: 0 = embed_dim / num_heads.
             'mlp_dim': 0,  # int. F: 0 = 4 D; 8/3 D, rounded up to 64, for the gated activations.
-            'activation': 'gelu',  # str: gelu | relu | swiglu | geglu (the last two are gated).
-            'norm': 'rmsnorm',  # str: rmsnorm | layernorm.
-            'norm_placement': 'pre',  # str: pre (stable) | post (as in the 2017 paper).
+            # str: gelu (the tanh form) | gelu_exact (with erf) | relu | silu | swiglu | geglu (the last two
+            # are gated).
+            'activation': 'gelu',
+            'norm': 'rmsnorm',  # str: rmsnorm | rmsnorm_1p (keeps its scale less 1: Gemma) | layernorm.
+            # float. Added to the variance, of heads' norms too. 0 = 1e-6 for RMSNorm, 1e-5 for LayerNorm.
+            'norm_epsilon': 0.0,
+            # str: pre (stable) | post (as in the 2017 paper) | both (before and after, Gemma 2).
+            'norm_placement': 'pre',
+            # bool. Attention and MLP read the same vectors, each through its norm (GPT-NeoX).
+            'parallel_residual': False,
             # str: rotary | learned | sinusoidal | alibi | relative (T5) | transformer_xl (XLNet; attention
             # then has vectors of its own in place of biases) | none.
             'position': 'rotary',
+            # int. Of `learned`: the row of the table that the first place has (OPT and BART: 2).
+            'position_offset': 0,
             'rotary_base': 10_000.0,  # float. The longest wavelength is 2 pi times this.
+            'rotary_fraction': 1.0,  # float. The part of a head that is turned (GPT-NeoX: 1/4).
             # str: none | linear | ntk | llama3 | yarn. Stretches rotary positions to longer contexts.
             'rotary_scaling': 'none',
             'rotary_factor': 1.0,  # float. By how much the context is stretched.
@@ -204,6 +214,8 @@ def get_config() -> ConfigDict:
             # int. Kinds of tokens with a vector each, as BERT's of the first and the second text; with
             # transformer_xl there are two vectors, for pairs of one kind and for others. 0 = off.
             'token_types': 0,
+            # float. Embeddings of tokens are multiplied by it (Gemma: the root of D).
+            'embed_scale': 1.0,
             'embed_norm': False,  # bool. A norm on the embeddings (BERT).
             # tuple of str, cycled over the layers: who sees whom. Masks are combined with & | ~:
             # causal | full | window(w) | strided(s) | global_tokens(n) | random_blocks(n, seed) | ...,
@@ -216,13 +228,21 @@ def get_config() -> ConfigDict:
             # `lm.attention.explain` says what auto is, and why.
             'attention_implementation': 'auto',
             'qk_norm': False,  # bool. RMSNorm on queries and keys (ViT-22B): larger steps stay stable.
+            # float. Products of queries and keys are multiplied by it (T5: 1). 0 = 1 / sqrt(K).
+            'attention_scale': 0.0,
             'attention_softcap': 0.0,  # float. logits <- c tanh(logits / c) (Gemma 2). 0 = off.
+            'logit_scale': 1.0,  # float. What the logits are computed from is multiplied by it (T5).
             'logit_softcap': 0.0,  # float. The same on the output logits. 0 = off.
+            'logit_bias': False,  # bool. Of a decoder, a number added to each token's logit (BART).
             'bias': False,  # bool. Biases in dense layers and LayerNorm.
+            'qkv_bias': False,  # bool. Queries, keys and values have biases anyway (Qwen2).
             'tie_embeddings': True,  # bool. The output matrix is the embedding, transposed.
             'dropout': 0.0,  # float, rate. On embeddings and on the output of each sublayer.
+            # int. V, the rows of the embedding; some may never be used. 0 = the ids that there are.
+            'vocab_size': 0,
             # int. The vocabulary is padded to a multiple of this, so that a mesh can divide it.
             'vocab_multiple': 1,
+            'share_layers': False,  # bool. All layers have the same parameters (ALBERT).
             # bool. One compiled layer in a loop (compiles in seconds at any depth), or N copies.
             # The parameters and results are the same.
             'scan_layers': True,

@@ -94,26 +94,37 @@ class ModelConfig:
     mlp_dim: int
     activation: str
     norm: str
+    norm_epsilon: float
     norm_placement: str
+    parallel_residual: bool
     position: str
+    position_offset: int
     rotary_base: float
+    rotary_fraction: float
     rotary_scaling: str
     rotary_factor: float
     rotary_original_length: int
     relative_buckets: int
     relative_distance: int
     token_types: int
+    embed_scale: float
     embed_norm: bool
     attention: tuple[str, ...]
     encoder_attention: tuple[str, ...]
     attention_implementation: str
     qk_norm: bool
+    attention_scale: float
     attention_softcap: float
+    logit_scale: float
     logit_softcap: float
+    logit_bias: bool
     bias: bool
+    qkv_bias: bool
     tie_embeddings: bool
     dropout: float
+    vocab_size: int
     vocab_multiple: int
+    share_layers: bool
     scan_layers: bool
     remat: str
     dtype: str
@@ -335,6 +346,7 @@ _RANGES = {
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
     r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
+    r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale)'
     r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
     r'|eval\.(batch_size|stride|batches|beams|length_penalty|candidates)'

@@ -49,6 +49,7 @@ PARAMETER_RULES = (
     (r'mlp/(up|gate)/bias$', ('tensor',)),  # [F]
     (r'mlp/down/kernel$', ('tensor', 'fsdp')),  # [F, D]
     (r'head/kernel$', ('fsdp', 'tensor')),  # [D, V]
+    (r'logit_bias$', ('tensor',)),  # [V]
     (r'head_\w+/(dense|pooler|out)/kernel$', ('fsdp', None)),  # [D, D] or [D, classes]
     (r'head_\w+/((dense|pooler|out|output)/)?bias$', (None,)),  # [D], [classes] or [V]
     (r'(attention/out|mlp/down)/bias$', (None,)),  # [D]

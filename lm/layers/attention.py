@@ -65,12 +65,12 @@ def project(
     source = x if source is None else source
     c = config
     _, groups, width = head_sizes(c)
-    dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype))
+    dense = functools.partial(Dense, bias=c.bias or c.qkv_bias, dtype=jnp.dtype(c.dtype))
     query = project_query(c, x)
     key = dense((groups, width), name='key')(source)
     value = dense((groups, width), name='value')(source)
     if c.qk_norm:  # Dehghani et al. 2023, https://arxiv.org/abs/2302.05442
-        key = RMSNorm(dtype=key.dtype, name='key_norm')(key)
+        key = _head_norm(c, 'key_norm')(key)
     if tokens.angles is not None:
         q_angles = jax.tree.map(
             lambda a: jnp.tile(a, (1, query.shape[1] // a.shape[1], 1)), tokens.angles
@@ -83,8 +83,18 @@ def project_query(config: ModelConfig, x: jax.Array) -> jax.Array:
     """Returns queries `[B, T, H, K]`, not turned, of `[B, T, D]`; as `project`."""
     heads, _, width = head_sizes(config)
     dtype = jnp.dtype(config.dtype)
-    query = Dense((heads, width), bias=config.bias, dtype=dtype, name='query')(x)
-    return RMSNorm(dtype=query.dtype, name='query_norm')(query) if config.qk_norm else query
+    bias = config.bias or config.qkv_bias
+    query = Dense((heads, width), bias=bias, dtype=dtype, name='query')(x)
+    if config.qk_norm:
+        query = _head_norm(config, 'query_norm')(query)
+    if config.attention_scale:  # Logits are divided by the root of K later.
+        query *= config.attention_scale * width**0.5
+    return query
+
+
+def _head_norm(config: ModelConfig, name: str) -> RMSNorm:
+    epsilon = config.norm_epsilon or RMSNorm.epsilon
+    return RMSNorm(dtype=jnp.dtype(config.dtype), epsilon=epsilon, name=name)
 
 
 def merge_heads(config: ModelConfig, out: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
 """One layer: attention, to itself and to a memory, and MLP, each with a norm, dropout and a residual."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from lm.config import ModelConfig
 from lm.errors import lookup
@@ -12,27 +12,23 @@ from lm.layers.attention import Cache
 from lm.layers.cross_attention import CrossAttention
 from lm.layers.mixers import mixer
 from lm.layers.mlp import MLP
-from lm.layers.norm import NORMS
+from lm.layers.norm import make_norm
 from lm.layers.tokens import UNKNOWN, Tokens
 from lm.mesh import ROWS, constrain
 
-# Where a norm stands: before the sublayer (stable at depth: Xiong et al. 2020,
-# https://arxiv.org/abs/2002.04745), or after the residual sum (Vaswani et al. 2017). Each entry turns a
-# norm into what is done before and after.
+# Where norms stand: before the sublayer (stable at depth: Xiong et al. 2020,
+# https://arxiv.org/abs/2002.04745), after the residual sum (Vaswani et al. 2017), or before the sublayer
+# and after it (Gemma 2, https://arxiv.org/abs/2408.00118). Each entry turns a maker of norms, by name,
+# into what is done before a sublayer, to its output, and to the sum.
 PLACEMENTS = {
-    'pre': lambda norm: (norm, _same),
-    'post': lambda norm: (_same, norm),
+    'pre': lambda norm: (norm('norm'), _same, _same),
+    'post': lambda norm: (_same, _same, norm('norm')),
+    'both': lambda norm: (norm('norm'), norm('output_norm'), _same),
 }
 
 
 def _same(x: jax.Array) -> jax.Array:
     return x
-
-
-def make_norm(config: ModelConfig, name: str | None = None) -> nn.Module:
-    """Returns the config's norm; raises InputError if there is none of that name."""
-    norm = lookup(NORMS, config.norm, 'config.model.norm')
-    return norm(bias=config.bias, dtype=jnp.dtype(config.dtype), name=name)
 
 
 class Block(nn.Module):
@@ -58,25 +54,31 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the new `[B, T, D]` and the new cache; the arguments are those of a mixer."""
         c = self.config
-        place = lookup(PLACEMENTS, c.norm_placement, 'config.model.norm_placement')
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
-        before, after = place(make_norm(c, 'attention_norm'))
+        before, inner, after = self._norms('attention')
         mix = mixer(self.kind)(c, self.kind, name='attention')
         own, memory = cache, None
         if self.crosses and cache is not None:
             own, memory = cache['own'], cache['memory']
         h, new_cache = mix(before(x), tokens, own)
-        x = after(x + dropout(h))
+        given, x = x, after(x + dropout(inner(h)))
         if self.crosses:
-            before, after = place(make_norm(c, 'cross_attention_norm'))
+            before, inner, after = self._norms('cross_attention')
             h, memory = CrossAttention(c, name='cross_attention')(before(x), tokens, memory)
-            x = after(x + dropout(h))
+            x = after(x + dropout(inner(h)))
             new_cache = None if cache is None else {'own': new_cache, 'memory': memory}
-        before, after = place(make_norm(c, 'mlp_norm'))
-        x = after(x + dropout(MLP(c, name='mlp')(before(x))))
+        before, inner, after = self._norms('mlp')
+        h = MLP(c, name='mlp')(before(given if c.parallel_residual else x))
+        x = after(x + dropout(inner(h)))
         if cache is None:  # one token a row cannot be laid over a sequence axis
             x = constrain(x, (ROWS, 'sequence', None))
+        self.sow('intermediates', 'output', x)  # Kept where a caller asks for it.
         return x, new_cache
+
+    def _norms(self, name: str) -> tuple[Callable[[jax.Array], jax.Array], ...]:
+        """Returns what is done before a sublayer, to its output, and to the sum of the two."""
+        place = lookup(PLACEMENTS, self.config.norm_placement, 'config.model.norm_placement')
+        return place(lambda kind: make_norm(self.config, f'{name}_{kind}'))
 
 
 class Group(nn.Module):

@@ -22,10 +22,13 @@ class Activation:
 
 
 gelu = functools.partial(jax.nn.gelu, approximate=True)  # the tanh form, as in GPT-2
+gelu_exact = functools.partial(jax.nn.gelu, approximate=False)  # with erf, as in BERT
 
 # Gated: Shazeer 2020, https://arxiv.org/abs/2002.05202.
 ACTIVATIONS = {
     'gelu': Activation(gelu, gated=False),
+    'gelu_exact': Activation(gelu_exact, gated=False),
+    'silu': Activation(jax.nn.silu, gated=False),
     'relu': Activation(jax.nn.relu, gated=False),
     'swiglu': Activation(jax.nn.silu, gated=True),
     'geglu': Activation(gelu, gated=True),

@@ -94,6 +94,11 @@ def rotary_frequencies(config: ModelConfig, width: int) -> np.ndarray:
     return scale(frequencies, config, width)
 
 
+def rotary_width(config: ModelConfig, width: int) -> int:
+    """Returns R, how many of a head's K features are turned."""
+    return int(config.rotary_fraction * width)
+
+
 def rotary_angles(
     positions: jax.Array, config: ModelConfig, width: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -115,17 +120,18 @@ def rotary_angles(
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns pairs by their position's angle (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
-    The product of a turned query and a turned key depends on their distance only. Pair i is made of
-    features i and i + K / 2 (as in GPT-NeoX and Llama's Hugging Face form).
+    The product of a turned query and a turned key depends on their distance only. Of the first R features
+    pair i is made of i and i + R / 2 (as in GPT-NeoX and Llama's Hugging Face form); the others stay.
 
     Args:
         x: `[B, T, H, K]`.
-        angles: sine and cosine, `[B, T, K / 2]`.
+        angles: sine and cosine, `[B, T, R / 2]`.
     """
-    sin, cos = (a[:, :, None, :] for a in angles)  # [B, T, 1, K / 2]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    sin, cos = (a[:, :, None, :] for a in angles)  # [B, T, 1, R / 2]
+    pairs = sin.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (pairs, 2 * pairs), axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

@@ -42,6 +42,9 @@ class Decoder(Transformer):
         super().setup()
         if not self.config.tie_embeddings:
             self.head = Head(self.padded_vocab_size, jnp.dtype(self.config.dtype))
+        if self.config.logit_bias:
+            shape = (self.padded_vocab_size,)
+            self.logit_bias = self.param('logit_bias', nn.initializers.zeros, shape)
 
     def __call__(self, inputs: jax.Array, *args, **kwargs) -> jax.Array:
         """Returns logits, float32 `[B, T, V]`; the arguments are those of `hidden`."""
@@ -84,7 +87,7 @@ class Decoder(Transformer):
         layers = self.variables['params']['layers']
         if not isinstance(layers, tuple):  # not of `for_decoding`
             layers = self._unstack(layers)
-        x, angles = self._place(self.embed(inputs), positions)
+        x, angles = self._place(self._embedded(inputs), positions)
         places = positions if valid is None else jnp.where(valid, positions, -1)
         # A prompt is a prefix, whose tokens see each other; those after it see all of it anyway.
         in_prefix = None
@@ -122,7 +125,11 @@ class Decoder(Transformer):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 `[..., V]` of `[..., D]`; V is `padded_vocab_size`."""
         c = self.config
+        if c.logit_scale != 1:
+            hidden = (c.logit_scale * hidden).astype(hidden.dtype)
         logits = self.embed.attend(hidden) if c.tie_embeddings else self.head(hidden)
+        if c.logit_bias:
+            logits += self.logit_bias
         if c.logit_softcap:
             logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
         return logits
@@ -157,4 +164,6 @@ class Decoder(Transformer):
     def _unstack(self, layers: dict) -> tuple[dict, ...]:
         """Returns the parameters of each layer, or of each repeat of a pattern, without the axis N."""
         repeats = self.config.num_layers // len(self.kinds)
+        if self.config.share_layers:
+            return (layers,) * repeats
         return tuple(jax.tree.map(operator.itemgetter(i), layers) for i in range(repeats))

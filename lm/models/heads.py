@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from lm.config import ModelConfig
 from lm.errors import lookup
-from lm.layers.block import make_norm
 from lm.layers.dense import Dense
 from lm.layers.embed import Embed
 from lm.layers.mlp import activation
+from lm.layers.norm import make_norm
 
 
 @dataclasses.dataclass(frozen=True)

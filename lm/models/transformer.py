@@ -1,7 +1,7 @@
 """What encoders and decoders have in common: embeddings, layers, and a last norm.
 
 Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whether the layers run in a
-compiled loop or are unrolled, so that a checkpoint fits both.
+compiled loop or are unrolled, so that a checkpoint fits both. (Where all layers share theirs, there is none.)
 """
 
 from typing import Any
@@ -14,10 +14,11 @@ from lm import attention
 from lm.config import ModelConfig
 from lm.errors import InputError, lookup
 from lm.layers.attention import head_sizes
-from lm.layers.block import Block, Group, make_norm
+from lm.layers.block import Block, Group
 from lm.layers.dense import STDDEV, Dense
 from lm.layers.embed import Embed, sinusoids
-from lm.layers.position import POSITIONS, RelativeBias, rotary_angles
+from lm.layers.norm import make_norm
+from lm.layers.position import POSITIONS, RelativeBias, rotary_angles, rotary_width
 from lm.layers.tokens import Tokens
 from lm.mesh import ROWS, constrain
 
@@ -53,9 +54,18 @@ class Transformer(nn.Module):
 
     @property
     def padded_vocab_size(self) -> int:
-        """V, rounded up to `config.vocab_multiple`. No target is ever one of the added ids."""
-        multiple = self.config.vocab_multiple
-        return -(-self.vocab_size // multiple) * multiple
+        """V, rounded up to `config.vocab_multiple`. No target is ever one of the added ids.
+
+        Raises:
+            InputError: `config.vocab_size` is less than V.
+        """
+        rows, multiple = self.config.vocab_size or self.vocab_size, self.config.vocab_multiple
+        if rows < self.vocab_size:
+            raise InputError(
+                f'config.model.vocab_size = {rows} is less than the {self.vocab_size} ids of the tokenizer '
+                '(with those of masks, sentinels and codes). 0 is as many as there are.'
+            )
+        return -(-rows // multiple) * multiple
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -77,10 +87,16 @@ class Transformer(nn.Module):
         c = self.config
         lookup(dict.fromkeys(POSITIONS), c.position, 'config.model.position')
         lookup(REMATS, c.remat, 'config.model.remat')
+        if c.parallel_residual and (c.norm_placement == 'post' or self.crosses):
+            raise InputError(
+                'config.model.parallel_residual = True is for decoders and encoders whose norms come '
+                "first: set config.model.norm_placement = 'pre'."
+            )
         dtype = jnp.dtype(c.dtype)
         self.embed = self.shared or make_embed(c, self.padded_vocab_size)
         if c.position == 'learned':
-            self.position = Embed(self.max_length, embedding_dim(c), dtype)
+            rows = self.max_length + c.position_offset
+            self.position = Embed(rows, embedding_dim(c), dtype)
         if c.position == 'relative':
             self.relative = RelativeBias(c)
         if self.streams:
@@ -94,7 +110,7 @@ class Transformer(nn.Module):
             self.embed_projection = Dense((c.embed_dim,), bias=c.bias, dtype=dtype)
         self.dropout = nn.Dropout(c.dropout)
         self.layers = self._layer()
-        if c.norm_placement == 'pre':  # 'post' has just applied one
+        if c.norm_placement != 'post':  # that has just applied one
             self.final_norm = make_norm(c)
 
     def hidden(
@@ -132,7 +148,7 @@ class Transformer(nn.Module):
         if positions is None:
             positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None]
             positions = jnp.broadcast_to(positions, inputs.shape)
-        x, angles = self._place(self.embed(inputs), positions, token_types)
+        x, angles = self._place(self._embedded(inputs), positions, token_types)
         if order is not None:
             # The second stream begins with one vector for all, and knows where it is by its position.
             second = jnp.broadcast_to(self.query_stream.astype(x.dtype), x.shape)
@@ -159,10 +175,12 @@ class Transformer(nn.Module):
             # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         length = c.num_layers // len(self.kinds)
+        each = {'intermediates': 0} | ({} if c.share_layers else {'params': 0})
         layers = nn.scan(
             layer,
-            variable_axes={'params': 0},
-            split_rngs={'params': True, 'dropout': True},
+            variable_axes=each,
+            variable_broadcast='params' if c.share_layers else False,
+            split_rngs={'params': not c.share_layers, 'dropout': True},
             length=length,
             unroll=1 if c.scan_layers else length,
         )
@@ -181,7 +199,11 @@ class Transformer(nn.Module):
         return self.relative.table() if self.config.position == 'relative' else None
 
     def _last(self, x: jax.Array) -> jax.Array:
-        return self.final_norm(x) if self.config.norm_placement == 'pre' else x
+        return x if self.config.norm_placement == 'post' else self.final_norm(x)
+
+    def _embedded(self, inputs: jax.Array) -> jax.Array:
+        scale = self.config.embed_scale
+        return self.embed(inputs) if scale == 1 else scale * self.embed(inputs)
 
     def _place(
         self, x: jax.Array, positions: jax.Array, token_types: jax.Array | None = None
@@ -195,12 +217,12 @@ class Transformer(nn.Module):
                         f'{x.shape[1]} tokens in a row are more than the {self.max_length} that '
                         "config.model.position = 'learned' was made for."
                     )
-                x += self.position(positions)
+                x += self.position(positions + c.position_offset)
             case 'sinusoidal':
                 # The waves have an amplitude of 1; the paper scales embeddings up to meet them.
                 x = x * x.shape[-1] ** 0.5 + sinusoids(positions, x.shape[-1]).astype(x.dtype)
             case 'rotary':
-                angles = rotary_angles(positions, c, head_sizes(c)[2])
+                angles = rotary_angles(positions, c, rotary_width(c, head_sizes(c)[2]))
         if embeds_types(c):
             x += self.token_type(jnp.zeros_like(positions) if token_types is None else token_types)
         if c.embed_norm:

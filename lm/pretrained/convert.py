@@ -1,0 +1,323 @@
+"""Configs and parameters of a family to ours, and back, by the family's entry."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import base
+from lm import config as configs
+from lm import tree
+from lm.config import Config, ModelConfig
+from lm.errors import InputError, nearest
+from lm.pretrained.family import COMMON, TENSORS, Family, Tensor, resolved
+from lm.pretrained.folder import Weights
+
+# Keys besides the model's that a family may decide.
+_OTHERS = ('data.length', 'data.packing', 'objective.name', 'objective.pairs')
+
+
+def config_of(family: Family, theirs: Mapping[str, Any], names: frozenset[str]) -> ConfigDict:
+    """Returns our config of theirs.
+
+    Args:
+        family: theirs.
+        theirs: `config.json`.
+        names: of the tensors.
+
+    Raises:
+        InputError: a key is missing, or asks for what is not supported.
+    """
+    known = {name for entry in family.config for name in entry.names} | set(COMMON)
+    for name, value in theirs.items():
+        # One that is off, of a later version, does nothing.
+        if name not in known and value not in (None, False) and not name.startswith('_'):
+            raise InputError(
+                f"config.json: '{name}' = {value!r} is not known of the family '{family.name}'."
+                f'{_near(name, known)}'
+            )
+    config = base.get_config()
+    # Of what is not trained here, nothing but the parameters is kept.
+    config.optimizer.name, config.optimizer.b1 = 'sgd', 0.0
+    config.data.train = config.data.valid = config.data.test = ''
+    for key, value in _read(family, {**theirs, TENSORS: names}).items():
+        section, _, leaf = key.partition('.')
+        with config.ignore_type():
+            config[section][leaf] = value
+    return config
+
+
+def _near(name: str, known: set[str]) -> str:
+    near = nearest(name, known)
+    return near if near.startswith(' Did') else ''
+
+
+def _read(family: Family, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in family.config:
+        try:
+            found |= entry.read(theirs)
+        except KeyError as error:
+            raise InputError(f'config.json lacks {error}.') from None
+    return found
+
+
+def config_for(family: Family, config: Config) -> dict[str, Any]:
+    """Returns their config of ours, without what tokenizers decide.
+
+    Raises:
+        InputError: the model is not of this family; says why.
+    """
+    ours = {f'model.{name}': value for name, value in dataclasses.asdict(config.model).items()}
+    found = resolved(config.model)
+    ours |= {f'model.{name}': value for name, value in found.items()}
+    ours |= {
+        key: getattr(getattr(config, section), leaf)
+        for key in _OTHERS
+        for section, leaf in (key.split('.'),)
+    }
+    theirs: dict[str, Any] = {}
+    for entry in family.config:
+        theirs |= entry.write(ours)
+    names = frozenset(() if config.model.tie_embeddings else ('lm_head.weight',))
+    try:
+        back = _parsed_model(family, {**theirs, TENSORS: names})
+    except InputError as error:
+        raise InputError(f"the family '{family.name}' has no such model: {error}") from None
+    for name, value in resolved(back).items():
+        if name in found and not _alike(found[name], value):
+            raise InputError(
+                f"the family '{family.name}' has config.model.{name} = {value!r}, and this model "
+                f'{found[name]!r}.'
+            )
+    return theirs
+
+
+def _alike(first: Any, second: Any) -> bool:
+    if isinstance(first, float) and isinstance(second, float):
+        return abs(first - second) <= 1e-12 * max(abs(first), abs(second))
+    return first == second
+
+
+def _parsed_model(family: Family, theirs: Mapping[str, Any]) -> ModelConfig:
+    config = base.get_config()
+    for key, value in _read(family, theirs).items():
+        section, _, leaf = key.partition('.')
+        with config.ignore_type():
+            config[section][leaf] = value
+    return configs.parse(config).model
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One of their tensors, and where its parts are.
+
+    Attributes:
+        name: theirs.
+        axes: of `Tensor`.
+        places: a parameter's path, and the layer in it, or None where it has no axis for layers.
+    """
+
+    name: str
+    axes: str
+    places: tuple[tuple[str, int | None], ...]
+
+
+def pieces(family: Family, model: ModelConfig, params: Any) -> list[Piece]:
+    """Returns all tensors of a model.
+
+    Args:
+        family: whose names they have.
+        model: ours.
+        params: arrays or shapes.
+
+    Raises:
+        InputError: a parameter has no counterpart in the family.
+    """
+    leaves = dict(zip(tree.paths(params), jax.tree.leaves(params), strict=True))
+    found = []
+    for tensor in family.tensors:
+        if tensor.where(model):
+            found += _pieces(tensor, model, leaves)
+    covered = {path for piece in found for path, _ in piece.places}
+    for path in leaves:
+        if path not in covered:
+            raise InputError(f"the parameter '{path}' has no counterpart in '{family.name}'.")
+    return found
+
+
+def _pieces(tensor: Tensor, model: ModelConfig, leaves: Mapping[str, Any]) -> Iterator[Piece]:
+    if '{n}' not in tensor.theirs:
+        if all(path in leaves for path in tensor.paths):
+            yield Piece(tensor.theirs, tensor.axes, tuple((path, None) for path in tensor.paths))
+        return
+    encodes = tensor.paths[0].startswith('encoder/')
+    count = encodes and model.encoder_layers or model.num_layers
+    for n in range(count):
+        places = tuple(_place(path, n, leaves) for path in tensor.paths)
+        if all(path in leaves for path, _ in places):
+            yield Piece(tensor.theirs.format(n=n), tensor.axes, places)
+
+
+def _place(path: str, n: int, leaves: Mapping[str, Any]) -> tuple[str, int]:
+    """Returns in which parameter layer n is, and where: of a pattern, each kind has its own."""
+    before, _, after = path.rpartition('layers/')
+    blocks = 0
+    while f'{before}layers/block_{blocks}/{after}' in leaves:
+        blocks += 1
+    if blocks < 2:
+        return path, n
+    return f'{before}layers/block_{n % blocks}/{after}', n // blocks
+
+
+def load(
+    family: Family,
+    model: ModelConfig,
+    shapes: Any,
+    weights: Weights,
+    dtype: np.dtype | None = np.dtype(np.float32),
+) -> tuple[Any, list[str]]:
+    """Returns parameters, sharded as `shapes` says, and the paths of those that the folder lacks.
+
+    One tensor at a time is read and laid into its parameter: no more than that is held besides.
+
+    Args:
+        family: theirs.
+        model: ours.
+        shapes: `jax.ShapeDtypeStruct`s with shardings.
+        weights: theirs.
+        dtype: of the parameters; None keeps those of the files.
+
+    Raises:
+        InputError: a tensor is missing, is not known, or has another shape.
+    """
+    plan = pieces(family, model, shapes)
+    leaves = dict(zip(tree.paths(shapes), jax.tree.leaves(shapes), strict=True))
+    plan, fresh = _match(family, plan, weights)
+    made: dict[str, jax.Array] = {}
+    for piece in plan:
+        parts = _parts(piece, leaves, weights)
+        for (path, index), part in zip(piece.places, parts, strict=True):
+            part = part.astype(dtype or part.dtype, copy=False)
+            spec = leaves[path]
+            if index is None:
+                made[path] = jax.make_array_from_callback(
+                    part.shape, spec.sharding, functools.partial(_slice, part)
+                )
+            else:
+                if path not in made:
+                    made[path] = _zeros(spec.shape, part.dtype, spec.sharding)()
+                made[path] = _lay(made[path], part, index)
+    found = [made.get(path) for path in leaves]
+    return jax.tree.unflatten(jax.tree.structure(shapes), found), fresh
+
+
+def _slice(array: np.ndarray, index: Any) -> np.ndarray:
+    return array[index]
+
+
+@functools.cache
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Any) -> Any:
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _lay(whole: jax.Array, part: jax.Array, index: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
+
+
+def _match(family: Family, plan: list[Piece], weights: Weights) -> tuple[list[Piece], list[str]]:
+    """Returns what can be read, under the names that it has, and the paths of heads that are not there."""
+    bare = family.prefix and not any(name.startswith(family.prefix) for name in weights)
+
+    def named(name: str) -> str:
+        return name.removeprefix(family.prefix) if bare else name
+
+    tied = {named(name): named(of) for name, of in family.tied.items()}
+    there, fresh = [], []
+    for piece in plan:
+        name = named(piece.name)
+        if name in weights:
+            there.append(dataclasses.replace(piece, name=name))
+        elif all(path.startswith('head_') for path, _ in piece.places):
+            fresh += [path for path, _ in piece.places]
+        elif same := next((a for a, b in tied.items() if b == name and a in weights), None):
+            there.append(dataclasses.replace(piece, name=same))
+        else:
+            near = _near(name, set(weights))
+            raise InputError(f"the weights lack the tensor '{name}'.{near}")
+    used = {piece.name for piece in there}
+    for name in weights:
+        if name in used or any(re.search(buffer, name) for buffer in family.buffers):
+            continue
+        if name not in tied:
+            raise InputError(
+                f"the tensor '{name}' of shape {weights.shapes[name]} has no place in a model of the "
+                f"family '{family.name}' with this config.json.{_near(name, used)}"
+            )
+        if tied[name] in weights and not np.array_equal(
+            weights.read(name), weights.read(tied[name])
+        ):
+            raise InputError(
+                f"the tensor '{name}' differs from '{tied[name]}', which config.json says it is."
+            )
+    return there, fresh
+
+
+def _parts(piece: Piece, leaves: Mapping[str, Any], weights: Weights) -> list[np.ndarray]:
+    path, index = piece.places[0]
+    shape = leaves[path].shape[0 if index is None else 1 :]
+    sizes, theirs = _sizes(piece, shape)
+    if weights.shapes[piece.name] != theirs:
+        raise InputError(
+            f"the tensor '{piece.name}' has the shape {weights.shapes[piece.name]}; by config.json it is "
+            f'{theirs}.'
+        )
+    found = einops.rearrange(weights.read(piece.name), piece.axes, **sizes)
+    return list(found) if len(piece.places) > 1 else [found]
+
+
+def _sizes(piece: Piece, shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Returns the sizes of the axes by name, and the shape there."""
+    left, right = piece.axes.split(' -> ')
+    if len(piece.places) > 1:
+        shape = (len(piece.places), *shape)
+    sizes = dict(zip(right.split(), shape, strict=True))
+    theirs = []
+    for axis in re.findall(r'\([^)]*\)|\S+', left):
+        names = axis.strip('()').split()
+        theirs.append(int(np.prod([sizes.get(name, 1) for name in names])))
+    return sizes, tuple(theirs)
+
+
+def unload(
+    family: Family, model: ModelConfig, params: Any, dtype: np.dtype
+) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], Iterator[tuple[str, np.ndarray]]]:
+    """Returns shape and dtype of each of their tensors, and the tensors, in the same order, one at a time."""
+    plan = pieces(family, model, params)
+    leaves = dict(zip(tree.paths(params), jax.tree.leaves(params), strict=True))
+
+    def shape(piece: Piece) -> tuple[int, ...]:
+        path, index = piece.places[0]
+        return _sizes(piece, leaves[path].shape[0 if index is None else 1 :])[1]
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        for piece in plan:
+            left, right = piece.axes.split(' -> ')
+            parts = [
+                np.asarray(leaves[path] if index is None else leaves[path][index])
+                for path, index in piece.places
+            ]
+            sizes, _ = _sizes(piece, parts[0].shape)
+            whole = np.stack(parts) if len(parts) > 1 else parts[0]
+            found = einops.rearrange(whole, f'{right} -> {left}', **sizes)
+            yield piece.name, found.astype(dtype, copy=False)
+
+    return {piece.name: (shape(piece), dtype) for piece in plan}, arrays()

@@ -1,0 +1,303 @@
+"""A family of published models: how its config and its tensors correspond to ours, in both directions.
+
+A family is data. Its `config` is a sequence of entries, each of which knows some keys of a Hugging Face
+`config.json` and some of ours; its `tensors` say how arrays are laid out there and here, in the notation of
+einops. Reading and writing go through the same entries, so that neither can know what the other does not.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from lm import attention
+from lm.config import ModelConfig
+from lm.errors import InputError, nearest
+from lm.layers.attention import head_sizes
+from lm.layers.mlp import mlp_dim
+from lm.layers.norm import NORMS
+
+_NEEDED = object()
+
+# What a config is read with besides its keys: the names of the tensors, without `Family.prefix` or with it.
+TENSORS = ' tensors'
+
+
+class Entry(Protocol):
+    """Some keys of a family's config, and of ours."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their keys."""
+
+    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns our keys, such as `model.embed_dim`, of theirs; raises InputError if it cannot."""
+
+    def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns their keys of ours. What does not come back from `read` does not fit the family."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key there, one here.
+
+    Attributes:
+        theirs: its name there.
+        ours: its name here.
+        default: what it is there where it is left out.
+        values: their values and ours; None: they are the same.
+        otherwise: what stands here for null there.
+    """
+
+    theirs: str
+    ours: str
+    default: Any = _NEEDED
+    values: Mapping[Any, Any] | None = None
+    otherwise: Any = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.theirs,)
+
+    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        value = theirs.get(self.theirs, self.default)
+        if value is _NEEDED:
+            raise InputError(f"config.json lacks '{self.theirs}'.")
+        if value is None:
+            return {self.ours: self.otherwise}
+        if self.values is not None:
+            if value not in self.values:
+                raise unsupported(self.theirs, value, self.values)
+            value = self.values[value]
+        return {self.ours: value}
+
+    def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        value = ours[self.ours]
+        if self.values is not None:
+            # One that is not there stays as it is, and is found not to fit.
+            value = next((a for a, b in self.values.items() if b == value), value)
+        return {self.theirs: value}
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """A key there of which one value is supported, which is also its default: `Only(is_decoder=False)`."""
+
+    keys: Mapping[str, Any]
+
+    def __init__(self, **keys: Any) -> None:
+        object.__setattr__(self, 'keys', keys)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.keys)
+
+    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        for name, value in self.keys.items():
+            if theirs.get(name, value) != value:
+                raise unsupported(name, theirs[name], (value,))
+        return {}
+
+    def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Always:
+    """Keys of ours that all of the family have: `Always({'model.norm': 'layernorm'})`."""
+
+    ours: Mapping[str, Any]
+
+    names = ()
+
+    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.ours)
+
+    def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Both:
+    """What takes a function: several keys that hang together.
+
+    Attributes:
+        names: theirs.
+        read: theirs -> ours.
+        write: ours -> theirs.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    write: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ignored:
+    """Keys there that say nothing about the function that a model computes."""
+
+    names: tuple[str, ...]
+
+    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An array there, and the parameters here that are in it.
+
+    >>> Tensor('h.{n}.attn.c_attn.weight', (QUERY, KEY, VALUE), 'D (three H K) -> three D H K')
+
+    Attributes:
+        theirs: its name, with `{n}` for the layer where there are layers.
+        ours: the path of a parameter, or of several of one shape, which are stacked on a first axis.
+            `layers/` stands for the layers, whatever they are grouped into.
+        axes: from theirs to ours, as for `einops.rearrange`.
+        where: of which models, where two names stand for one path.
+    """
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    axes: str
+    where: Callable[[ModelConfig], bool] = lambda model: True
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of ours."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Models that one architecture of `transformers` covers.
+
+    Attributes:
+        name: its `model_type`.
+        classes: of `transformers`, with how a path begins that a model of each has: an export names the
+            first that has one.
+        config: the entries of its config.
+        tensors: those that our parameters are made of. Of a model without biases, say, some are not there.
+        prefix: what a model without its head leaves out of the names of tensors.
+        tied: tensors that repeat another one, by name; left out, or checked to be equal.
+        buffers: expressions of names of tensors that hold no parameter.
+    """
+
+    name: str
+    classes: Mapping[str, str]
+    config: tuple[Entry, ...]
+    tensors: tuple[Tensor, ...]
+    prefix: str = ''
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
+
+
+def unsupported(name: str, value: Any, known: Any) -> InputError:
+    """Returns what is wrong with a value there."""
+    choices = ', '.join(json.dumps(choice) for choice in known)
+    near = nearest(value, known) if isinstance(value, str) and len(known) > 1 else ''
+    hint = near if near.startswith(' Did') else f' Supported: {choices}.'
+    return InputError(f'config.json: {name} = {json.dumps(value)} is not supported.{hint}')
+
+
+# Keys of every config.json that say nothing about the function.
+COMMON = (
+    *('architectures', 'model_type', 'transformers_version', 'torch_dtype', 'dtype', 'auto_map'),
+    *('_name_or_path', '_attn_implementation', '_attn_implementation_autoset', 'use_cache'),
+    *('bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'decoder_start_token_id'),
+    *('forced_bos_token_id', 'forced_eos_token_id', 'bad_words_ids', 'suppress_tokens'),
+    *('initializer_range', 'initializer_factor', 'init_std', 'id2label', 'label2id', 'num_labels'),
+    *('problem_type', 'finetuning_task', 'task_specific_params', 'tokenizer_class', 'prefix'),
+    *('output_attentions', 'output_hidden_states', 'output_past', 'return_dict', 'torchscript'),
+    *('max_length', 'min_length', 'num_beams', 'length_penalty', 'early_stopping', 'do_sample'),
+    *('no_repeat_ngram_size', 'temperature', 'top_k', 'top_p', 'repetition_penalty'),
+    *('classifier_dropout', 'chunk_size_feed_forward', 'gradient_checkpointing'),
+    *('normalize_before', 'normalize_embedding', 'static_position_embeddings'),
+)
+
+
+def linear(theirs: str, ours: str) -> tuple[Tensor, ...]:
+    """Returns the tensors of a `torch.nn.Linear` and a `Dense` of one axis."""
+    return (
+        Tensor(f'{theirs}.weight', f'{ours}/kernel', 'O I -> I O'),
+        Tensor(f'{theirs}.bias', f'{ours}/bias', 'O -> O'),
+    )
+
+
+def to_heads(theirs: str, ours: str) -> tuple[Tensor, ...]:
+    """Returns the tensors of a `torch.nn.Linear` from D to heads."""
+    return (
+        Tensor(f'{theirs}.weight', f'{ours}/kernel', '(H K) D -> D H K'),
+        Tensor(f'{theirs}.bias', f'{ours}/bias', '(H K) -> H K'),
+    )
+
+
+def from_heads(theirs: str, ours: str) -> tuple[Tensor, ...]:
+    """Returns the tensors of a `torch.nn.Linear` from heads to D."""
+    return (
+        Tensor(f'{theirs}.weight', f'{ours}/kernel', 'D (H K) -> H K D'),
+        Tensor(f'{theirs}.bias', f'{ours}/bias', 'D -> D'),
+    )
+
+
+def norm(theirs: str, ours: str) -> tuple[Tensor, ...]:
+    """Returns the tensors of a norm."""
+    return (
+        Tensor(f'{theirs}.weight', f'{ours}/scale', 'D -> D'),
+        Tensor(f'{theirs}.bias', f'{ours}/bias', 'D -> D'),
+    )
+
+
+def vector(theirs: str, ours: str) -> Tensor:
+    """Returns a tensor of one axis."""
+    return Tensor(theirs, ours, 'D -> D')
+
+
+def table(theirs: str, ours: str) -> Tensor:
+    """Returns the tensor of an embedding."""
+    return Tensor(theirs, f'{ours}/embedding', 'V D -> V D')
+
+
+def resolved(model: ModelConfig) -> dict[str, Any]:
+    """Returns what a model computes: its keys without those of speed, and with defaults written out.
+
+    Two configs that differ here are of different functions of their parameters.
+    """
+    found = dataclasses.asdict(model)
+    for name in ('scan_layers', 'remat', 'dtype', 'attention_implementation', 'dropout'):
+        del found[name]
+    _, groups, width = head_sizes(model)
+    found |= {
+        'num_kv_heads': groups,
+        'head_dim': width,
+        'mlp_dim': mlp_dim(model),
+        'embedding_dim': model.embedding_dim or model.embed_dim,
+        'encoder_layers': model.encoder_layers or model.num_layers,
+        'attention_scale': model.attention_scale or width**-0.5,
+        'qkv_bias': model.qkv_bias or model.bias,
+        'attention': _pattern(model.attention),
+        'encoder_attention': _pattern(model.encoder_attention),
+    }
+    if model.norm in NORMS:
+        found['norm_epsilon'] = model.norm_epsilon or NORMS[model.norm].epsilon
+    unused = {
+        'rotary_': model.position != 'rotary',
+        'relative_': model.position != 'relative',
+        'position_offset': model.position != 'learned',
+        'encoder_': model.architecture != 'encoder_decoder',
+        'rotary_factor': model.rotary_scaling == 'none',
+        'rotary_original': model.rotary_scaling not in ('llama3', 'yarn'),
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if not any(name.startswith(start) for start, off in unused.items() if off)
+    }
+
+
+def _pattern(masks: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a pattern in its one form, of which a single kind is told once."""
+    kinds = tuple(str(kind) for kind in attention.parse_pattern(masks))
+    return kinds[:1] if len(set(kinds)) == 1 else kinds

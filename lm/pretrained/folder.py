@@ -1,0 +1,201 @@
+"""Folders of Hugging Face's form, read as what they may be: damaged, incomplete, or meant to harm.
+
+Nothing is unpickled, no code of a folder is run, and no name in a file leads out of its folder.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from lm.errors import InputError
+from lm.writer import atomic_write
+
+SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+# Their names of dtypes and numpy's.
+DTYPES: dict[str, np.dtype] = {
+    'F64': np.dtype(np.float64),
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+_PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl', '*.pickle', '*.h5', '*.msgpack')
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object of a file; raises InputError if it is none."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise InputError(f"'{path}' is damaged, it is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"'{path}' is damaged, it is not a JSON object.")
+    return found
+
+
+class Weights:
+    """The tensors of a folder, which stay on the disk until they are asked for.
+
+    Attributes:
+        shapes: by name.
+        dtypes: by name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the headers.
+
+        Raises:
+            InputError: there are none, or one is damaged.
+        """
+        self._stack = contextlib.ExitStack()
+        self._files: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype] = {}
+        for path, names in _listed(folder):
+            try:
+                file = self._stack.enter_context(safetensors.safe_open(path, framework='numpy'))
+                there = set(file.keys())
+                for name in sorted(there if names is None else names & there):
+                    part = file.get_slice(name)
+                    kind = part.get_dtype()
+                    self.shapes[name] = tuple(part.get_shape())
+                    self.dtypes[name] = DTYPES.get(kind, np.dtype(np.void))
+                    self._files[name], self._paths[name] = file, path
+            except (safetensors.SafetensorError, OSError) as error:
+                raise InputError(f"'{path}' is damaged: {error}.") from None
+            if names is not None and names - there:
+                missing = sorted(names - there)[0]
+                raise InputError(f"'{path}' lacks '{missing}', which '{INDEX}' says it holds.")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor; raises InputError where it is no array of floats."""
+        if self.dtypes[name] not in DTYPES.values():
+            raise InputError(
+                f"'{self._paths[name]}': the tensor '{name}' is not one of {', '.join(DTYPES)}; quantized "
+                'models are not read.'
+            )
+        try:
+            return self._files[name].get_tensor(name)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"'{self._paths[name]}' is damaged: '{name}': {error}.") from None
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._stack.close()
+
+    def __enter__(self) -> 'Weights':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _listed(folder: Path) -> list[tuple[Path, set[str] | None]]:
+    """Returns the files of a folder, and the tensors that each is to hold; None for all of it."""
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX).get('weight_map')
+        if not isinstance(index, dict) or not index:
+            raise InputError(f"'{folder / INDEX}' is damaged: it has no weight_map.")
+        files: dict[str, set[str]] = {}
+        for name, file in index.items():
+            if not isinstance(file, str) or Path(file).name != file or file in ('', '.', '..'):
+                raise InputError(
+                    f"'{folder / INDEX}': '{file}' is not the name of a file in that folder."
+                )
+            files.setdefault(file, set()).add(name)
+        for file in files:
+            if not (folder / file).is_file():
+                raise InputError(f"'{folder}' lacks '{file}', which '{INDEX}' names.")
+        return [(folder / file, names) for file, names in files.items()]
+    if (folder / SINGLE).is_file():
+        return [(folder / SINGLE, None)]
+    pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind))
+    if pickles:
+        raise InputError(
+            f"'{folder}' holds '{pickles[0]}', which is not read, since reading it can run code: convert "
+            f"to safetensors first (in a sandbox, with transformers' save_pretrained)."
+        )
+    raise InputError(f"'{folder}' holds no weights ({SINGLE} or {INDEX}).")
+
+
+class Writer:
+    """Writes tensors one after the other, into as many files as their size asks for."""
+
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+        limit: int = 5 * 10**9,
+    ) -> None:
+        """Plans the files.
+
+        Args:
+            folder: which exists.
+            shapes: shape and dtype of every tensor, in the order in which they will come.
+            limit: bytes of a file, but for a larger tensor.
+        """
+        self._folder, self._shapes = folder, dict(shapes)
+        sizes = {name: _size(*spec) for name, spec in shapes.items()}
+        parts: list[list[str]] = [[]]
+        filled = 0
+        for name, size in sizes.items():
+            if parts[-1] and filled + size > limit:
+                parts.append([])
+                filled = 0
+            parts[-1].append(name)
+            filled += size
+        count = len(parts)
+        self._parts = {
+            SINGLE if count == 1 else f'model-{i + 1:05}-of-{count:05}.safetensors': part
+            for i, part in enumerate(parts)
+        }
+        self._total = sum(sizes.values())
+
+    def write(self, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
+        """Writes them; each comes once, in the order of the plan."""
+        codes = {dtype: code for code, dtype in DTYPES.items()}
+        for file, names in self._parts.items():
+            header, end = {'__metadata__': {'format': 'pt'}}, 0
+            for name in names:
+                shape, dtype = self._shapes[name]
+                begin, end = end, end + _size(shape, dtype)
+                header[name] = {
+                    'dtype': codes[dtype],
+                    'shape': list(shape),
+                    'data_offsets': [begin, end],
+                }
+            text = json.dumps(header, separators=(',', ':')).encode()
+            text += b' ' * (-len(text) % 8)
+            unfinished = self._folder / f'.{file}.part'
+            with unfinished.open('wb') as out:
+                out.write(len(text).to_bytes(8, 'little') + text)
+                for expected in names:
+                    name, array = next(tensors)
+                    shape, dtype = self._shapes[name]
+                    assert (name, array.shape, array.dtype) == (expected, shape, dtype)
+                    out.write(np.ascontiguousarray(array).view(np.uint8).data)
+            unfinished.rename(self._folder / file)
+        if len(self._parts) > 1:
+            index = {
+                'metadata': {'total_size': self._total},
+                'weight_map': {n: file for file, names in self._parts.items() for n in names},
+            }
+            atomic_write(self._folder / INDEX, json.dumps(index, indent=2) + '\n')
+
+
+def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
