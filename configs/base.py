@@ -77,7 +77,8 @@ def get_config() -> ConfigDict:
     config.tokenizer = ConfigDict(
         {
             'kind': 'unigram',  # str: unigram | bpe (both by sentencepiece) | bytes | chars.
-            'path': '',  # str, path of a sentencepiece .model to use as it is. '' = train one.
+            # str, path of a sentencepiece .model to use as it is, with its own ids. '' = train one.
+            'path': '',
             'vocab_size': 4096,  # int, pieces. Only read when sentencepiece is trained.
             # bool. Characters outside the vocabulary become bytes, so that nothing is unknown.
             'byte_fallback': True,
@@ -86,10 +87,11 @@ def get_config() -> ConfigDict:
             # tuple of str, without white space: texts that are one token each, wherever they stand, such
             # as tags: ('<BT>',). Only read when sentencepiece is trained.
             'symbols': (),
-            # Ids after the tokenizer's own, for objectives that hide text: the model's vocabulary
-            # grows by them.
+            # Ids for objectives that hide text: those of a tokenizer that has them, and else ids after
+            # its own, by which the model's vocabulary grows.
             'mask': False,  # bool. A mask token, as in BERT, BART and ELECTRA.
-            'sentinels': 0,  # int. Tokens that stand for spans, as in T5, which has 100.
+            # int. Tokens that stand for spans, as in T5, which has 100. 0 = all that the tokenizer has.
+            'sentinels': 0,
             # tuple of str. Control codes (CTRL): tokens that say before a text what it is. A source
             # says which its documents have, in braces. 'news' is a code, 'title=' one with text, and
             # 'words<100', 'words>=100' (or characters) are given by length, with no source saying so.

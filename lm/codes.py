@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from lm.errors import InputError, nearest
-from lm.tokenizer import BOS
 
 # What lengths are counted in.
 UNITS: dict[str, Callable[[str], int]] = {
@@ -97,11 +96,16 @@ def tokens(
     return alone + with_text
 
 
-def before(window: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def before(window: np.ndarray, codes: np.ndarray, begins: bool) -> np.ndarray:
     """Returns a window of a document with codes: after its BOS, or where it has none, before it.
 
-    >>> before([1, 10, 11], [300]), before([20, 21], [300])
+    >>> before([1, 10, 11], [300], begins=True), before([20, 21], [300], begins=False)
     ([1, 300, 10, 11], [300, 20, 21])
+
+    Args:
+        window: int [n].
+        codes: int [m].
+        begins: the window begins the document, with its BOS.
     """
-    begin = int(window[0] == BOS)
+    begin = int(begins)
     return np.concatenate([window[:begin], codes, window[begin:]]).astype(np.int32)

@@ -124,7 +124,8 @@ def generate(
         stop: ids that end a row; may be empty.
         stream: called on the host after each step, in order.
         sources: what an encoder reads.
-        codes: tokens of control codes; they stand in each prompt as in training (`lm.codes.before`).
+        codes: tokens of control codes; they stand in each prompt after its first token, the BOS, as in
+            training (`lm.codes.before`).
         guidance: 1 is with the codes, 0 without; above 1 they count for more.
 
     Returns:
@@ -147,7 +148,7 @@ def generate(
     ways = [given, given[:0]] if guided else [given[: len(given) * bool(guidance)]]
     starts = [way for way in ways for _ in lengths]
     rows = [
-        before(prompt[:length], way)
+        before(prompt[:length], way, begins=True)
         for way in ways
         for prompt, length in zip(prompts, lengths, strict=True)
     ]

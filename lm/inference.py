@@ -21,7 +21,7 @@ from lm.objectives import OBJECTIVES
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import evaluated_params
-from lm.tokenizer import BOS, EOS, Tokenizer
+from lm.tokenizer import Tokenizer
 
 
 class LanguageModel:
@@ -99,8 +99,9 @@ class LanguageModel:
             raise InputError(f'guidance = {guidance} takes no beams; 1 and 0 do.')
         prompts, sources = self._prompts(texts)
         if beams and guidance:
-            prompts = [control.before(prompt, given) for prompt in prompts]
+            prompts = [control.before(prompt, given, begins=True) for prompt in prompts]
         prompts, lengths = decode.padded(prompts, self.run.steps.model.max_length)
+        stop = (self.run.tokenizer.specials.eos,)
         with jax.set_mesh(self.run.mesh):
             if beams:
                 tokens, counts, _ = beam.search(
@@ -110,7 +111,7 @@ class LanguageModel:
                     lengths,
                     max_tokens=max_tokens,
                     beam=beam.Beam(beams, length_penalty),
-                    stop=(EOS,),
+                    stop=stop,
                     sources=sources,
                 )
                 tokens, counts = tokens[:, 0], counts[:, 0]
@@ -125,7 +126,7 @@ class LanguageModel:
                     jax.random.key(seed),
                     max_tokens=max_tokens,
                     sampling=decode.Sampling(temperature, top_k, top_p, min_p),
-                    stop=(EOS,),
+                    stop=stop,
                     stream=self._streamer if stream else None,
                     sources=sources,
                     codes=given,
@@ -151,7 +152,8 @@ class LanguageModel:
                 "config.model.architecture = 'encoder' fills in and labels, and does not generate."
             )
         if isinstance(model, Decoder):
-            return [[BOS, *encode(text)] for text in texts], None
+            bos = self.run.tokenizer.specials.bos
+            return [[bos, *encode(text)] for text in texts], None
         config = self.run.config
         entry = OBJECTIVES[config.objective.name]
         before, after, begun = entry.prompt(runs.spec_of(config, self.run.tokenizer))

@@ -1,10 +1,13 @@
 """Text to integers and back: sentencepiece (unigram, BPE), bytes, characters.
 
-All kinds share four special ids and one promise: what this file trains is lossless, so that
-`decode(encode(text)) == text` and numbers such as bits per byte mean the same for every tokenizer. (A
-tokenizer without byte fallback keeps it for the characters it knows.)
+Each says which of its ids are special and which stand for text (`Specials`, `Tokenizer.is_text`). What is
+trained here has its special ids at 0 to 3, and is lossless, so that `decode(encode(text)) == text` and
+numbers such as bits per byte mean the same for every tokenizer. (A tokenizer without byte fallback keeps it
+for the characters it knows.)
 """
 
+import base64
+import dataclasses
 import functools
 import hashlib
 import io
@@ -13,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import sentencepiece
@@ -21,7 +24,8 @@ import sentencepiece
 from lm.config import TokenizerConfig
 from lm.errors import InputError, lookup
 
-PAD, BOS, EOS, UNK = SPECIALS = range(4)
+PAD, BOS, EOS, UNK = range(4)  # Of what is trained here.
+_FIRST = 4  # The first id of text then.
 
 # Fixed, because sums over threads round differently with another number of threads.
 _TRAIN_THREADS = 8
@@ -34,22 +38,71 @@ _PART = re.compile(rf'.{{1,{_PART_SIZE}}}[^\n]*\n?', re.DOTALL)
 _META_SPACE = '\u2581'
 
 
+@dataclasses.dataclass(frozen=True)
+class Specials:
+    """The ids that stand for no text; by default those of what is trained here.
+
+    They may stand anywhere, and one id may serve as several: GPT-2's 50256 is its BOS, EOS and PAD.
+
+    Attributes:
+        pad: fills rows. EOS where there is none of its own: nothing reads what padding is.
+        bos: begins a document; and what the decoder of an encoder-decoder writes.
+        eos: ends it.
+        unk: what the vocabulary lacks; -1 where it lacks nothing.
+        mask: hides a token; -1 for none.
+        sentinels: stand for spans, in the order of their use.
+    """
+
+    pad: int = PAD
+    bos: int = BOS
+    eos: int = EOS
+    unk: int = UNK
+    mask: int = -1
+    sentinels: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """All that there are, ascending."""
+        found = {self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels}
+        return sorted(found - {-1})
+
+    def completed(self, first: int) -> 'Specials':
+        """Returns these with a PAD, a BOS and an EOS.
+
+        >>> Specials(pad=-1, bos=-1, eos=1, unk=2).completed(first=300)
+        Specials(pad=1, bos=300, eos=1, unk=2)
+
+        Args:
+            first: the first id that is free, for BOS and EOS where they are -1.
+        """
+        free = itertools.count(first)
+        bos, eos = (next(free) if i < 0 else i for i in (self.bos, self.eos))
+        return dataclasses.replace(self, pad=eos if self.pad < 0 else self.pad, bos=bos, eos=eos)
+
+
 class Tokenizer:
     """What every kind offers.
 
     Attributes:
         kind: the entry in `KINDS`.
         vocab_size: number of ids; ids are 0 <= id < vocab_size.
+        specials: which of them are special.
         fingerprint: SHA-256, hexadecimal, of all that decides the ids.
         splits_at_newlines: a text cut after a newline has the ids of its parts (or others as good,
             where segmentations tie), so that a long one may be encoded in parts.
     """
 
     kind: ClassVar[str] = ''
-    file: ClassVar[str] = 'tokenizer.json'
+    file: str = 'tokenizer.json'
     vocab_size: int
+    specials: Specials = Specials()
     fingerprint: str
     splits_at_newlines: bool = True
+
+    @functools.cached_property
+    def is_text(self) -> np.ndarray:
+        """Which ids stand for text, bool [vocab_size]."""
+        return np.arange(self.vocab_size) >= _FIRST
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of the text, int32 [tokens], without BOS and EOS."""
@@ -78,10 +131,14 @@ class Tokenizer:
         Bytes that are not UTF-8, as at the cut end of a sample, become U+FFFD.
         """
         ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64).reshape(-1)
-        return self._decode(ids[(ids >= len(SPECIALS)) & (ids < self.vocab_size)])
+        ids = ids[(ids >= 0) & (ids < self.vocab_size)]
+        return self._decode(ids[self.is_text[ids]])
 
     def pieces(self) -> list[bytes]:
-        """Returns the UTF-8 text of each id from 4 on; parts of a character where ids are bytes."""
+        """Returns the UTF-8 text of each id that stands for text, ascending.
+
+        They are parts of a character where ids are bytes.
+        """
         raise NotImplementedError
 
     def save(self, workdir: str | Path) -> Path:
@@ -101,7 +158,7 @@ class Bytes(Tokenizer):
     """Id = byte of the UTF-8 text + 4: 260 ids, nothing to train, nothing unknown."""
 
     kind = 'bytes'
-    vocab_size = len(SPECIALS) + 256
+    vocab_size = _FIRST + 256
 
     def __init__(self):
         self.fingerprint = hashlib.sha256(self._serialized()).hexdigest()
@@ -109,13 +166,13 @@ class Bytes(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         data = [text.encode() for text in texts]
         ids = np.frombuffer(b''.join(data), np.uint8)
-        return np.add(ids, len(SPECIALS), dtype=np.int32), _lengths(data)
+        return np.add(ids, _FIRST, dtype=np.int32), _lengths(data)
 
     def pieces(self) -> list[bytes]:
         return [bytes([byte]) for byte in range(256)]
 
     def _decode(self, ids: np.ndarray) -> str:
-        return (ids - len(SPECIALS)).astype(np.uint8).tobytes().decode(errors='replace')
+        return (ids - _FIRST).astype(np.uint8).tobytes().decode(errors='replace')
 
     def _serialized(self) -> bytes:
         return json.dumps({'kind': self.kind}).encode()
@@ -128,12 +185,12 @@ class Chars(Tokenizer):
 
     def __init__(self, characters: str):
         self.characters = ''.join(sorted(set(characters)))
-        self.vocab_size = len(SPECIALS) + len(self.characters)
+        self.vocab_size = _FIRST + len(self.characters)
         self.fingerprint = hashlib.sha256(self._serialized()).hexdigest()
         self._points = _points(self.characters)
         # One entry more than the largest character, for all that are larger still.
         self._ids = np.full(int(self._points.max(initial=0)) + 2, UNK, np.int32)
-        self._ids[self._points] = np.arange(len(SPECIALS), self.vocab_size)
+        self._ids[self._points] = np.arange(_FIRST, self.vocab_size)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._ids.take(_points(''.join(texts)), mode='clip'), _lengths(texts)
@@ -142,7 +199,7 @@ class Chars(Tokenizer):
         return [character.encode() for character in self.characters]
 
     def _decode(self, ids: np.ndarray) -> str:
-        return self._points[ids - len(SPECIALS)].tobytes().decode('utf-32-le')
+        return self._points[ids - _FIRST].tobytes().decode('utf-32-le')
 
     def _serialized(self) -> bytes:
         return json.dumps({'kind': self.kind, 'characters': self.characters}).encode()
@@ -157,41 +214,69 @@ def _lengths(parts: Sequence[Sized]) -> np.ndarray:
 
 
 class SentencePiece(Tokenizer):
-    """A sentencepiece model, trained here or by others.
+    """A sentencepiece model, trained here or by others, with the ids that it has.
 
-    The special ids of a model trained elsewhere may stand anywhere or be missing: its other pieces
-    are then renumbered from 4 on, in their order. Models trained here keep their numbers.
+    One of others may lack a BOS or an EOS, which then stand after its last id.
     """
 
     file = 'tokenizer.model'
 
-    def __init__(self, model: bytes):
-        """Reads a serialized model. Raises RuntimeError if it is none."""
-        self.fingerprint = hashlib.sha256(model).hexdigest()
+    def __init__(self, model: bytes, specials: Specials | None = None):
+        """Reads a serialized model.
+
+        Args:
+            model: what sentencepiece writes.
+            specials: where they are not, or not all, in the model.
+
+        Raises:
+            RuntimeError: it is no model.
+        """
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         processor, count = self._processor, self._processor.vocab_size()
-        special = np.array(
-            [processor.is_control(i) or processor.is_unknown(i) for i in range(count)]
-        )
-        self._native = np.concatenate([np.full(len(SPECIALS), -1), np.flatnonzero(~special)])
-        self._ours = np.full(count, UNK, np.int32)
-        self._ours[self._native[len(SPECIALS) :]] = np.arange(len(SPECIALS), len(self._native))
-        self.vocab_size = len(self._native)
+        if specials is None:
+            own = processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id()
+            self.specials = Specials(*own).completed(count)
+        else:
+            self.specials, self.file = specials, Tokenizer.file
+        self.vocab_size = 1 + max(count - 1, *self.specials.ids)
+        self.is_text = np.zeros(self.vocab_size, bool)
+        kinds = processor.is_control, processor.is_unknown, processor.is_unused
+        self.is_text[:count] = [not any(kind(i) for kind in kinds) for i in range(count)]
+        self.is_text[self.specials.ids] = False
+        usual = self.specials == Specials() and self.is_text[_FIRST:].all()
+        known = b'' if usual else repr((self.specials, self.is_text.tobytes())).encode()
+        self.fingerprint = hashlib.sha256(model + known).hexdigest()
         # While they are found out.
         self.splits_at_newlines, self._meta_space = False, None
-        parts = [self.encode(text).tolist() for text in ('a', '\n', ' a', 'a\n a')]
-        self.splits_at_newlines = parts[0] + parts[1] + parts[2] == parts[3]
+        self.splits_at_newlines = self._may_split()
         pieces = [processor.piece_to_id(f'<0x{byte:02X}>') for byte in _META_SPACE.encode()]
-        if all(map(processor.is_byte, pieces)) and self.decode(self.encode(' a ')) == ' a ':
-            # Native ids, int32 [3]; a model without bytes or with spaces of its own has none.
+        if all(map(processor.is_byte, pieces)):
+            # Int32 [3]; a model without bytes or with spaces of its own has none.
             self._meta_space = np.array(pieces, np.int32)
+            text = f' a{_META_SPACE} a '
+            if self.decode(self.encode(text)) != text:
+                self._meta_space = None
 
     @functools.cached_property
     def kind(self) -> str:
         """`bpe` scores a piece by its rank, a whole number; `unigram` by its log probability."""
-        scores = (self._processor.get_score(int(i)) for i in self._native[len(SPECIALS) :])
+        scores = map(self._processor.get_score, self._text_ids())
         return 'bpe' if all(score == int(score) for score in scores) else 'unigram'
+
+    def _text_ids(self) -> list[int]:
+        return np.flatnonzero(self.is_text).tolist()
+
+    def _may_split(self) -> bool:
+        """Finds `splits_at_newlines`: no piece goes over a newline, or over the space it may become."""
+        parts = [self.encode(text).tolist() for text in ('a', '\n', ' a', 'a\n a')]
+        kept = self.decode(self.encode('\n')) == '\n'
+        pieces = self._processor.id_to_piece(self._text_ids())
+        over = (
+            len(piece) > 1 and '\n' in piece if kept else _META_SPACE in piece[1:]
+            for piece in pieces
+        )
+        return parts[0] + parts[1] + parts[2] == parts[3] and not any(over)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         cut = [self._parts(text) for text in texts]
@@ -203,7 +288,7 @@ class SentencePiece(Tokenizer):
                     found[index] = self._meta_space
         counts = _lengths(cut)
         lengths = np.add.reduceat(_lengths(found), np.cumsum(counts) - counts)
-        return self._ours[np.concatenate(found)], lengths
+        return np.concatenate(found).astype(np.int32, copy=False), lengths
 
     def _parts(self, text: str) -> list[str]:
         """Cuts the text, at least one part; a U+2581 that goes through bytes is a part of its own."""
@@ -219,19 +304,23 @@ class SentencePiece(Tokenizer):
 
     def pieces(self) -> list[bytes]:
         processor, found = self._processor, []
-        for native in self._native[len(SPECIALS) :].tolist():
-            piece = processor.id_to_piece(native)
-            if processor.is_byte(native):  # Written <0xE4>.
+        for index in self._text_ids():
+            piece = processor.id_to_piece(index)
+            if processor.is_byte(index):  # Written <0xE4>.
                 found.append(bytes([int(piece[3:5], 16)]))
             else:
                 found.append(piece.replace(_META_SPACE, ' ').encode())
         return found
 
     def _decode(self, ids: np.ndarray) -> str:
-        return self._processor.decode(self._native[ids].tolist())
+        return self._processor.decode(ids.tolist())
 
     def _serialized(self) -> bytes:
-        return self._model
+        if self.file == SentencePiece.file:
+            return self._model
+        model = base64.b64encode(self._model).decode()
+        fields = {'kind': self.kind, 'specials': dataclasses.asdict(self.specials), 'model': model}
+        return json.dumps(fields).encode()
 
 
 def _build_sentencepiece(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -327,7 +416,7 @@ def build(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenize
     if spec.path:
         return _read(Path(spec.path), 'config.tokenizer.path')
     tokenizer = maker(spec, texts)
-    if tokenizer.vocab_size == len(SPECIALS):
+    if not tokenizer.is_text.any():
         raise InputError('the tokenizer has no text to train on: config.data.train is empty.')
     return tokenizer
 
@@ -371,7 +460,16 @@ def _read(path: Path, place: str) -> Tokenizer:
     try:
         if path.suffix != '.json':
             return SentencePiece(data)
-        fields = json.loads(data)
-        return Bytes() if fields['kind'] == Bytes.kind else Chars(fields['characters'])
+        return _from_fields(json.loads(data))
     except (RuntimeError, ValueError, KeyError, TypeError):
         raise InputError(f"{place} = '{path}' is not a tokenizer: the file is damaged.") from None
+
+
+def _from_fields(fields: dict[str, Any]) -> Tokenizer:
+    """Returns the tokenizer of a `tokenizer.json` that `Tokenizer.save` wrote."""
+    if fields['kind'] == Bytes.kind:
+        return Bytes()
+    if fields['kind'] == Chars.kind:
+        return Chars(fields['characters'])
+    specials = fields['specials'] | {'sentinels': tuple(fields['specials']['sentinels'])}
+    return SentencePiece(base64.b64decode(fields['model']), Specials(**specials))

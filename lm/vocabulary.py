@@ -8,7 +8,8 @@ import numpy as np
 
 from lm import codes
 from lm.config import TokenizerConfig
-from lm.tokenizer import SPECIALS, Tokenizer
+from lm.errors import InputError
+from lm.tokenizer import Tokenizer
 
 # Radicals, kana and ideographs; compatibility forms; the further planes.
 CHINESE_OR_JAPANESE = (range(0x2E80, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x40000))
@@ -29,7 +30,10 @@ class Vocabulary:
     [True, True, False, True, True, True, True]
 
     Attributes:
-        size: ids of the tokenizer; those from 4 on stand for text.
+        size: ids of the tokenizer.
+        bos: begins a document, and what a decoder writes.
+        eos: ends it.
+        text: the ids that stand for text, int64 [texts], ascending.
         mask: the id that hides a token; -1 for none.
         sentinels: the ids that stand for spans, in the order of their use.
         codes: the ids of control codes, by name; see `lm.codes`.
@@ -41,6 +45,9 @@ class Vocabulary:
     """
 
     size: int
+    bos: int
+    eos: int
+    text: np.ndarray
     mask: int
     sentinels: tuple[int, ...]
     starts_word: np.ndarray
@@ -60,30 +67,35 @@ class Vocabulary:
 def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
     """Returns the vocabulary: the tokenizer's ids, then the mask's, the sentinels', the codes'.
 
+    A tokenizer that has a mask or sentinels of its own gets no others.
+
     Args:
         tokenizer: any kind.
         spec: `mask`, `sentinels` and `codes` are read.
 
     Raises:
-        InputError: a code has a form that cannot be, or stands twice.
+        InputError: a code has a form that cannot be, or stands twice; or the tokenizer has fewer sentinels
+            of its own than are asked for.
     """
     codes.check(spec.codes)
-    size = tokenizer.vocab_size
-    first = size + spec.mask
-    total = first + spec.sentinels + len(spec.codes)
+    mask, sentinels, first_code = _hiding(tokenizer, spec)
+    total = first_code + len(spec.codes)
     # A byte that is part of a character becomes one of U+DC80 to U+DCFF.
     pieces = [piece.decode(errors='surrogateescape') for piece in tokenizer.pieces()]
     # Special ids, masks, sentinels and codes are words by themselves.
     starts_word, ends_word = np.ones(total, bool), np.ones(total, bool)
     ends_sentence = np.zeros(total, bool)
-    text = slice(len(SPECIALS), size)
+    text = np.flatnonzero(tokenizer.is_text)
     starts_word[text] = [_alone(piece[:1]) or piece[:1] in _CHINESE_BYTES for piece in pieces]
     ends_word[text] = [_alone(piece[-1:]) for piece in pieces]
     ends_sentence[text] = [piece.endswith(_SENTENCE_ENDS) or '\n' in piece for piece in pieces]
     return Vocabulary(
-        size=size,
-        mask=size if spec.mask else -1,
-        sentinels=tuple(range(first, first + spec.sentinels)),
+        size=tokenizer.vocab_size,
+        bos=tokenizer.specials.bos,
+        eos=tokenizer.specials.eos,
+        text=text,
+        mask=mask,
+        sentinels=sentinels,
         starts_word=starts_word,
         ends_word=ends_word,
         ends_sentence=ends_sentence,
@@ -94,8 +106,24 @@ def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
 
 def code_ids(tokenizer: Tokenizer, spec: TokenizerConfig) -> dict[str, int]:
     """Returns the ids of the control codes, by name."""
-    first = tokenizer.vocab_size + spec.mask + spec.sentinels
+    first = _hiding(tokenizer, spec)[-1]
     return {name: first + i for i, name in enumerate(spec.codes)}
+
+
+def _hiding(tokenizer: Tokenizer, spec: TokenizerConfig) -> tuple[int, tuple[int, ...], int]:
+    """Returns the mask, the sentinels, and the first id after them and the tokenizer's."""
+    free, own = tokenizer.vocab_size, tokenizer.specials
+    mask, sentinels = own.mask, own.sentinels
+    if mask < 0 and spec.mask:
+        mask, free = free, free + 1
+    if not sentinels:
+        return mask, tuple(range(free, free + spec.sentinels)), free + spec.sentinels
+    if len(sentinels) < spec.sentinels:
+        raise InputError(
+            f'config.tokenizer.sentinels = {spec.sentinels} is more than the {len(sentinels)} that the '
+            'tokenizer has of its own; 0 takes them all.'
+        )
+    return mask, sentinels[: spec.sentinels or None], free
 
 
 def _alone(character: str) -> bool:

@@ -59,9 +59,9 @@ def test_lengths_have_the_nearest_bound(words, expected):
 
 def test_codes_stand_after_the_begin_of_a_document_and_before_a_part_of_one():
     given = np.array([300, 301], np.int32)
-    assert codes.before(np.array([1, 10, 11]), given).tolist() == [1, 300, 301, 10, 11]
-    assert codes.before(np.array([10, 11]), given).tolist() == [300, 301, 10, 11]
-    assert codes.before(np.array([1, 10]), given[:0]).tolist() == [1, 10]
+    assert codes.before(np.array([1, 10, 11]), given, True).tolist() == [1, 300, 301, 10, 11]
+    assert codes.before(np.array([10, 11]), given, False).tolist() == [300, 301, 10, 11]
+    assert codes.before(np.array([1, 10]), given[:0], True).tolist() == [1, 10]
 
 
 def test_the_ids_of_codes_come_last():

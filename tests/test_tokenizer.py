@@ -1,10 +1,14 @@
 import dataclasses
+import hashlib
+import io
+import json
 import random
 import sys
 from pydoc_data import topics
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from configs import base
 from lm import config, tokenizer
@@ -180,33 +184,87 @@ def test_long_lines_are_not_dropped_from_training():
     assert len(made.encode('abcdefgh ' * 10)) < 45
 
 
-def test_model_of_others_is_renumbered(tmp_path):
-    import io
-
-    import sentencepiece
-
+def train_as_others_do(vocab_size=300, **options):
+    """A sentencepiece model with the options that its trainer has by itself."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()),
         model_writer=model,
-        vocab_size=300,
+        vocab_size=vocab_size,
         model_type='bpe',
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
         minloglevel=2,
+        **options,
     )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('ids', 'specials', 'size'),
+    [
+        ({}, (2, 1, 2, 0), 300),  # Llama
+        ({'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1}, (0, 300, 1, 2), 301),  # T5
+        ({'bos_id': -1, 'eos_id': -1}, (301, 300, 301, 0), 302),
+        ({'unk_id': 299, 'bos_id': 7}, (2, 7, 2, 299), 300),
+    ],
+)
+def test_model_of_others_keeps_its_ids(tmp_path, ids, specials, size):
+    model = train_as_others_do(**ids)
     path = tmp_path / 'theirs.model'
-    path.write_bytes(model.getvalue())
+    path.write_bytes(model)
     made = tokenizer.build(dataclasses.replace(SPEC, path=str(path)), list)
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    assert made.vocab_size == 300 - 3 + 4
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    specials = tokenizer.Specials(*specials)  # pad, bos, eos, unk
+    assert (made.specials, made.vocab_size, len(made.is_text)) == (specials, size, size)
+    assert np.flatnonzero(~made.is_text).tolist() == specials.ids
     text = 'the execution of other statements'
-    assert (made.encode(text) - 1).tolist() == theirs.encode(text)
-    assert made.decode(made.encode(text)) == text
-    assert (made.encode(TEXT[:9000]) - 1).clip(2).tolist() == np.clip(
-        theirs.encode(TEXT[:9000]), 2, None
-    ).tolist()
+    assert made.encode(text).tolist() == theirs.encode(text)
+    assert made.encode(TEXT[:9000]).tolist() == theirs.encode(TEXT[:9000])
+    tokens = [specials.bos, *made.encode(text), specials.eos, specials.pad, specials.unk]
+    assert made.decode(tokens) == text
+    pieces = dict(zip(np.flatnonzero(made.is_text), made.pieces(), strict=True))
+    assert b''.join(pieces[i] for i in made.encode(text)) == f' {text}'.encode()
+    assert (
+        made.fingerprint != hashlib.sha256(model).hexdigest()
+    )  # That of the ids that it had before.
+
+
+def test_special_ids_that_a_caller_knows_are_kept_with_the_model(tmp_path):
+    model = train_as_others_do(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    specials = tokenizer.Specials(0, 0, 1, 2, mask=300, sentinels=(304, 303, 302))
+    made = tokenizer.SentencePiece(model, specials)
+    assert made.vocab_size == 305
+    assert not made.is_text[300:].any()
+    assert made.decode([304, *made.encode('the'), 301, 1]) == 'the'
+    path = made.save(tmp_path)
+    loaded = tokenizer.load(tmp_path)
+    assert path.read_bytes() == loaded.save(tmp_path).read_bytes()
+    assert (loaded.specials, loaded.fingerprint) == (specials, made.fingerprint)
+    np.testing.assert_array_equal(loaded.encode(TEXT), made.encode(TEXT))
+    assert made.fingerprint != tokenizer.SentencePiece(model).fingerprint
+    fields = json.loads(path.read_text()) | {'model': 'AAAA'}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match='the file is damaged'):
+        tokenizer.load(tmp_path)
+
+
+def test_a_model_whose_pieces_go_over_newlines_is_not_cut_there():
+    options = {'normalization_rule_name': 'identity', 'add_dummy_prefix': False}
+    options |= {'remove_extra_whitespaces': False}
+    for symbols, may in ((['\n'], True), (['\n', '\n\n'], False)):
+        made = tokenizer.SentencePiece(
+            train_as_others_do(600, user_defined_symbols=symbols, byte_fallback=True, **options)
+        )
+        assert made.splits_at_newlines is may
+        parts = [*made.encode('a\n'), *made.encode('\nb')]
+        assert (parts == made.encode('a\n\nb').tolist()) is may
+
+
+def test_special_ids_of_what_is_trained_here_stay(tmp_path):
+    for kind in tokenizer.KINDS:
+        made = make(kind)
+        assert made.specials == tokenizer.Specials(pad=0, bos=1, eos=2, unk=3)
+        assert made.is_text.tolist() == [False] * 4 + [True] * (made.vocab_size - 4)
+        assert made.fingerprint == hashlib.sha256(made.save(tmp_path).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lm import tokenizer, vocabulary
-from tests.test_tokenizer import SPEC, TEXT, make
+from lm.errors import InputError
+from tests.test_tokenizer import SPEC, TEXT, make, train_as_others_do
 
 
 def words(kind, text):
@@ -59,3 +60,34 @@ def test_mask_and_sentinels_come_after_the_tokenizers_ids():
     assert found.total == len(found.starts_word) == 263
     assert found.word_starts(np.array([69, 70, 260, 70, 261])).tolist() == [1, 0, 1, 1, 1]
     assert made.decode([69, 260, 261, 262]) == 'A'
+
+
+def test_a_tokenizer_with_a_mask_and_sentinels_of_its_own_gets_no_others():
+    model = train_as_others_do(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    specials = tokenizer.Specials(0, 0, 1, 2, mask=300, sentinels=(303, 302, 301))
+    own = tokenizer.SentencePiece(model, specials)
+    more = dataclasses.replace(SPEC, mask=True, sentinels=2, codes=('news',))
+    found = vocabulary.build(own, more)
+    assert (found.size, found.bos, found.eos) == (304, 0, 1)
+    assert (found.mask, found.sentinels, found.codes) == (300, (303, 302), {'news': 304})
+    assert found.total == len(found.ends_word) == 305
+    assert found.text.tolist() == [*range(3, 300)]
+    assert vocabulary.build(own, SPEC).sentinels == (303, 302, 301)  # None asked for: all.
+    with pytest.raises(InputError, match=r'config.tokenizer.sentinels = 4 is more than the 3'):
+        vocabulary.build(own, dataclasses.replace(SPEC, sentinels=4))
+    none = tokenizer.SentencePiece(model, dataclasses.replace(specials, mask=-1, sentinels=()))
+    found = vocabulary.build(none, more)
+    assert (found.mask, found.sentinels, found.codes) == (300, (301, 302), {'news': 303})
+
+
+def test_what_words_are_does_not_hinge_on_where_special_ids_stand():
+    model = train_as_others_do(unk_id=299, bos_id=7, eos_id=40)
+    made = tokenizer.SentencePiece(model)
+    found = vocabulary.build(made, SPEC)
+    text = 'the other statements'
+    ids, pieces = made.encode(text), dict(zip(found.text, made.pieces(), strict=True))
+    expected = [pieces[i].startswith(b' ') for i in ids]
+    assert sum(expected) == 3
+    assert found.word_starts(ids).tolist() == expected
+    assert found.starts_word[[7, 40, 299]].all()
+    assert not found.ends_sentence[[7, 40, 299]].any()

@@ -30,7 +30,7 @@ from lm.config import DataConfig, digest
 from lm.data.slices import Document
 from lm.data.source import Source
 from lm.errors import InputError
-from lm.tokenizer import BOS, EOS, Tokenizer
+from lm.tokenizer import Tokenizer
 
 VERSION = 1  # Of the files' format.
 NO_CODES: Mapping[str, int] = MappingProxyType({})
@@ -376,8 +376,8 @@ def _encode(block: _Block, tokenizer: Tokenizer, dtype: np.dtype, paired: bool =
     # BOS, ids, EOS of each text, but without the BOS of a begun one and the EOS of an open one.
     ends = np.cumsum(lengths + 2) - block.begun
     begins = (ends - lengths - 2)[block.begun :]
-    tokens = np.full(ends[-1], EOS, dtype)
-    tokens[begins] = BOS
+    tokens = np.full(ends[-1], tokenizer.specials.eos, dtype)
+    tokens[begins] = tokenizer.specials.bos
     is_text = np.ones(len(tokens), bool)
     is_text[begins] = is_text[ends - 1] = False
     tokens[is_text] = ids

@@ -170,8 +170,8 @@ def assemble(
     """Puts the fields of several windows into one row.
 
     Segments are numbered from 1, positions restart at 0 in each; what is left is padding: segment 0,
-    weight 0, token PAD = 0. Fields `encoder_*` have a length, positions and segments of their own; window
-    i is segment i + 1 on both sides.
+    weight 0, and token 0 whatever the tokenizer's PAD is, since nothing reads it. Fields `encoder_*` have a
+    length, positions and segments of their own; window i is segment i + 1 on both sides.
 
     >>> assemble([{'inputs': [1, 7], 'targets': [7, 2], 'loss_weights': [1., 1.]},
     ...           {'inputs': [1], 'targets': [2], 'loss_weights': [1.]}], length=4)

@@ -120,7 +120,7 @@ class Packed:
             draw = functools.partial(self._draw, window.document)
             tokens, first = self._tokens(window), window.score_from
             if len(before := self._codes(window.document, rng)):
-                tokens, first = codes.before(tokens, before), first + len(before)
+                tokens, first = codes.before(tokens, before, window.start == 0), first + len(before)
             part = objective.fields(tokens, rng, draw)
             if first:
                 scored = np.arange(len(part['loss_weights'])) >= first

@@ -40,6 +40,7 @@ from lm.objectives.span_corruption import sizes as corrupted_sizes
 from lm.objectives.spec import Draw as Draw
 from lm.objectives.spec import Prompt as Prompt
 from lm.objectives.spec import Spec as Spec
+from lm.objectives.spec import prompt as whole_text
 from lm.objectives.ul2 import parse, ul2
 from lm.objectives.ul2 import prompt as to_be_continued
 from lm.objectives.ul2 import sentinels as mixture_sentinels
@@ -92,7 +93,7 @@ class Objective:
     sees: str = 'before'
     takes_codes: bool = False
     measured: str = ''
-    prompt: Callable[[Spec], Prompt] = lambda spec: Prompt()
+    prompt: Callable[[Spec], Prompt] = whole_text
 
     @property
     def of_texts(self) -> bool:
@@ -193,7 +194,7 @@ OBJECTIVES: dict[str, Objective] = {
         takes=PAIR,
         writes=True,
         whole=True,
-        prompt=lambda spec: Prompt(before=()),
+        prompt=lambda spec: whole_text(spec)._replace(before=()),
     ),
     'classification': Objective(
         classification,

@@ -9,7 +9,6 @@ from lm.errors import InputError, nearest
 from lm.objectives.pairs import labelled, pair
 from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Spec
-from lm.tokenizer import BOS, EOS
 
 # One text int [m], or two int [m], [n]; and a class, int, or a value, float.
 Example = tuple[tuple[np.ndarray, ...], int | float]
@@ -40,8 +39,9 @@ def classification(
     texts, label = example
     if len(texts) == 2:
         return pair(*texts, label, spec)
-    text = np.asarray(texts[0], np.int32)
-    tokens = np.concatenate([[BOS], text[inner(text)][: spec.length - 2], [EOS]]).astype(np.int32)
+    text, vocabulary = np.asarray(texts[0], np.int32), spec.vocabulary
+    text = text[inner(text, vocabulary)][: spec.length - 2]
+    tokens = np.concatenate([[vocabulary.bos], text, [vocabulary.eos]]).astype(np.int32)
     return {
         'inputs': tokens,
         'targets': tokens,

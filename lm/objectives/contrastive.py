@@ -5,7 +5,6 @@ import numpy as np
 from lm.objectives.pairs import labelled
 from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Spec
-from lm.tokenizer import BOS, EOS
 
 
 def contrastive(
@@ -34,7 +33,9 @@ def contrastive(
         `inputs targets token_types labels` int32 [t], `loss_weights label_weights` float32 [t].
     """
     texts = [np.asarray(text, np.int32) for text in pair]
-    parts = [[[BOS], text[inner(text)][: spec.length // 2 - 2], [EOS]] for text in texts]
+    vocabulary, most = spec.vocabulary, spec.length // 2 - 2
+    bos, eos = [vocabulary.bos], [vocabulary.eos]
+    parts = [[bos, text[inner(text, vocabulary)][:most], eos] for text in texts]
     first, second = (np.concatenate(part).astype(np.int32) for part in parts)
     tokens = np.concatenate([first, second])
     return {

@@ -40,12 +40,12 @@ def denoising(
         text's length and 1, s is n at most.
     """
     tokens = np.asarray(tokens, np.int32)
-    where = inner(tokens)
+    where = inner(tokens, spec.vocabulary)
     text = noisy = tokens[where]
     for kind in spec.options.noise:
         noisy = lookup(NOISES, kind, 'config.objective.noise')(noisy, rng, spec)
     source = np.concatenate([tokens[: where.start], noisy, tokens[where.stop :]])
-    return written(text) | {'encoder_inputs': source.astype(np.int32)}
+    return written(text, spec.vocabulary) | {'encoder_inputs': source.astype(np.int32)}
 
 
 def _mask(text: np.ndarray, rng: np.random.Generator, spec: Spec) -> np.ndarray:

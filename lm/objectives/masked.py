@@ -7,7 +7,6 @@ from lm.errors import lookup
 from lm.objectives.pairs import joined, labelled
 from lm.objectives.spans import fill, inner, place, places
 from lm.objectives.spec import Draw, Spec
-from lm.tokenizer import BOS, EOS, SPECIALS
 
 Chosen = tuple[np.ndarray, np.ndarray]
 Seen = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -20,7 +19,7 @@ def masked(
 
     Of m tokens that are not BOS or EOS, round(rate * m) are chosen, at least 1 and at most
     `max_predictions`: single ones, whole words (its authors' later release), or spans (Joshi et al.
-    2020). A chosen one becomes the mask, or with `random_rate` a random token, or with `keep_rate`
+    2020). A chosen one becomes the mask, or with `random_rate` a random token of text, or with `keep_rate`
     stays; all of a span alike. They are chosen anew each time (Liu et al. 2019).
 
     >>> masked([1, 10, 11, 12, 13, 2], np.random.default_rng(2), spec)  # rate 0.5, mask 20
@@ -50,7 +49,7 @@ def masked(
     tokens, more = lookup(PAIRS, options.pairs, 'config.objective.pairs')(
         np.asarray(tokens, np.int32), rng, spec, draw
     )
-    maskable = np.flatnonzero((tokens != BOS) & (tokens != EOS))
+    maskable = np.flatnonzero((tokens != vocabulary.bos) & (tokens != vocabulary.eos))
     most = min(len(maskable), options.max_predictions or len(maskable))
     number = min(most, max(1, round(options.rate * len(maskable))))
     choose = lookup(UNITS, options.unit, 'config.objective.unit')
@@ -62,7 +61,7 @@ def masked(
     hidden = chosen[fate >= options.random_rate + options.keep_rate]
     inputs, weights = tokens.copy(), np.zeros(len(tokens), np.float32)
     inputs[hidden] = vocabulary.mask
-    inputs[random] = rng.integers(len(SPECIALS), vocabulary.size, len(random))
+    inputs[random] = vocabulary.text[rng.integers(len(vocabulary.text), size=len(random))]
     weights[chosen] = 1
     return {'inputs': inputs, 'targets': tokens, 'loss_weights': weights, **more}
 
@@ -119,14 +118,15 @@ def _next(tokens: np.ndarray, rng: np.random.Generator, spec: Spec, draw: Draw |
     label = int(rng.random() < 0.5)
     if label:
         other = np.asarray(draw(rng, len(second) + 2), np.int32)
-        second = other[inner(other)][: len(second)]
-    return _pair(first, second, label)
+        second = other[inner(other, spec.vocabulary)][: len(second)]
+    return _pair(first, second, label, spec)
 
 
 def _order(tokens: np.ndarray, rng: np.random.Generator, spec: Spec, draw: Draw | None) -> Seen:
     first, second = _halves(tokens, rng, spec)
     label = int(rng.random() < 0.5)
-    return _pair(second, first, label) if label else _pair(first, second, label)
+    pair = (second, first) if label else (first, second)
+    return _pair(*pair, label, spec)
 
 
 # What the model sees: one text, or two of which it also tells something.
@@ -135,14 +135,14 @@ PAIRS = {'': _one, 'next': _next, 'order': _order}
 
 def _halves(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> list[np.ndarray]:
     """Cuts a text in two, of at least one token each, after any of its sentences; else anywhere."""
-    text = tokens[inner(tokens)]
+    text = tokens[inner(tokens, spec.vocabulary)]
     ends = np.flatnonzero(spec.vocabulary.ends_sentence[text[:-1]]) + 1
     cuts = ends if len(ends) else np.arange(1, max(2, len(text)))
     return np.split(text, [rng.choice(cuts)])
 
 
-def _pair(first: np.ndarray, second: np.ndarray, label: int) -> Seen:
-    tokens, token_types = joined(first, second)
+def _pair(first: np.ndarray, second: np.ndarray, label: int, spec: Spec) -> Seen:
+    tokens, token_types = joined(first, second, spec.vocabulary)
     known = label if len(first) and len(second) else None
     return tokens, {'token_types': token_types, **labelled(known, len(tokens))}
 

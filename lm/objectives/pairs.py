@@ -6,7 +6,7 @@ import numpy as np
 
 from lm.objectives.spans import inner
 from lm.objectives.spec import Spec
-from lm.tokenizer import BOS, EOS
+from lm.vocabulary import Vocabulary
 
 
 def pair(
@@ -30,11 +30,11 @@ def pair(
         `inputs targets token_types labels` int32 [t], `loss_weights label_weights` float32 [t].
     """
     first, second = (np.asarray(text, np.int32) for text in (first, second))
-    first, second = first[inner(first)], second[inner(second)]
+    first, second = (text[inner(text, spec.vocabulary)] for text in (first, second))
     room = spec.length - 3
     first = first[: max(room - len(second), room - room // 2)]
     second = second[: room - len(first)]
-    tokens, token_types = joined(first, second)
+    tokens, token_types = joined(first, second, spec.vocabulary)
     return {
         'inputs': tokens,
         'targets': tokens,
@@ -44,13 +44,16 @@ def pair(
     }
 
 
-def joined(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def joined(
+    first: np.ndarray, second: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns BOS, a text, EOS, another, EOS; and which of the texts each token is of; int32 [t].
 
-    >>> joined([10, 11], [12])
+    >>> joined([10, 11], [12], vocabulary)
     ([1, 10, 11, 2, 12, 2], [0, 0, 0, 0, 1, 1])
     """
-    tokens = np.concatenate([[BOS], first, [EOS], second, [EOS]]).astype(np.int32)
+    bos, eos = [vocabulary.bos], [vocabulary.eos]
+    tokens = np.concatenate([bos, first, eos, second, eos]).astype(np.int32)
     return tokens, (np.arange(len(tokens)) >= len(first) + 2).astype(np.int32)
 
 

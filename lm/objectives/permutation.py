@@ -31,7 +31,7 @@ def permutation(
         `inputs targets order` int32 [t], `loss_weights` float32 [t]; `targets` is `inputs`.
     """
     tokens = np.array(tokens, np.int32)
-    text = inner(tokens)
+    text = inner(tokens, spec.vocabulary)
     if spec.options.bidirectional and rng.random() < 0.5:
         tokens[text] = tokens[text][::-1].copy()
     predicted = text.start + _predicted(text.stop - text.start, rng, spec)

@@ -4,7 +4,7 @@ import numpy as np
 
 from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Spec
-from lm.tokenizer import BOS, EOS
+from lm.vocabulary import Vocabulary
 
 
 def seq2seq(
@@ -31,18 +31,19 @@ def seq2seq(
         `inputs targets` int32 [t], `loss_weights` float32 [t], `encoder_inputs` int32 [s].
     """
     source, target = (np.asarray(text, np.int32) for text in pair)
-    source, target = source[inner(source)], target[inner(target)]
-    fields = written(target[: spec.length - 1])
-    return fields | {'encoder_inputs': _end(source[: spec.source_length - 1])}
+    vocabulary = spec.vocabulary
+    source, target = (text[inner(text, vocabulary)] for text in (source, target))
+    fields = written(target[: spec.length - 1], vocabulary)
+    return fields | {'encoder_inputs': _end(source[: spec.source_length - 1], vocabulary)}
 
 
-def written(text: np.ndarray) -> dict[str, np.ndarray]:
+def written(text: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
     """Returns the fields of a decoder that writes a text and EOS, each token from those before it."""
-    targets = _end(text)
-    inputs = np.concatenate([[BOS], targets[:-1]]).astype(np.int32)
+    targets = _end(text, vocabulary)
+    inputs = np.concatenate([[vocabulary.bos], targets[:-1]]).astype(np.int32)
     weights = np.ones(len(targets), np.float32)
     return {'inputs': inputs, 'targets': targets, 'loss_weights': weights}
 
 
-def _end(text: np.ndarray) -> np.ndarray:
-    return np.concatenate([text, [EOS]]).astype(np.int32)
+def _end(text: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    return np.concatenate([text, [vocabulary.eos]]).astype(np.int32)

@@ -5,6 +5,7 @@ import numpy as np
 from lm.objectives.seq2seq import written
 from lm.objectives.spans import compose, inner, place, places, replace
 from lm.objectives.spec import Draw, Spec
+from lm.vocabulary import Vocabulary
 
 
 def span_corruption(
@@ -33,8 +34,9 @@ def span_corruption(
     """
     tokens = np.asarray(tokens, np.int32)
     noise, spans = count(len(tokens), spec.options.rate, spec.options.span)
-    starts, lengths = draw_spans(tokens, noise, spans, rng)
-    return corrupted(tokens, starts, lengths, spec.vocabulary.sentinels)
+    vocabulary = spec.vocabulary
+    starts, lengths = draw_spans(tokens, noise, spans, rng, vocabulary)
+    return corrupted(tokens, starts, lengths, vocabulary.sentinels, vocabulary)
 
 
 def count(n: int, rate: float, span: float) -> tuple[int, int]:
@@ -47,17 +49,21 @@ def count(n: int, rate: float, span: float) -> tuple[int, int]:
 
 
 def draw_spans(
-    tokens: np.ndarray, noise: int, spans: int, rng: np.random.Generator
+    tokens: np.ndarray, noise: int, spans: int, rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns starts and lengths of random spans of a window's text, at least one token apart."""
-    text = inner(tokens)
+    text = inner(tokens, vocabulary)
     lengths = compose(noise, spans, rng)
     starts = text.start + place(lengths, text.stop - text.start - noise, 1, rng)
     return starts, lengths
 
 
 def corrupted(
-    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sentinels: tuple[int, ...]
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    sentinels: tuple[int, ...],
+    vocabulary: Vocabulary,
 ) -> dict[str, np.ndarray]:
     """Returns the fields of a window without these spans.
 
@@ -68,7 +74,7 @@ def corrupted(
     if len(names) < len(starts):
         raise ValueError(f'{len(starts)} spans need as many sentinels, not {len(names)}')
     text = np.insert(tokens[places(starts, lengths)], np.cumsum(lengths) - lengths, names)
-    return written(text) | {'encoder_inputs': replace(tokens, starts, lengths, names)}
+    return written(text, vocabulary) | {'encoder_inputs': replace(tokens, starts, lengths, names)}
 
 
 def sizes(n: int, rate: float, span: float) -> tuple[int, int]:

@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from lm.tokenizer import BOS, EOS
+from lm.vocabulary import Vocabulary
 
 
-def inner(tokens: np.ndarray) -> slice:
+def inner(tokens: np.ndarray, vocabulary: Vocabulary) -> slice:
     """Returns where a window's text is: all but a BOS at the start and an EOS at the end.
 
-    >>> inner([1, 10, 11, 2]), inner([10, 11])
+    >>> inner([1, 10, 11, 2], vocabulary), inner([10, 11], vocabulary)
     (slice(1, 3), slice(0, 2))
     """
     size = len(tokens)
-    start = int(size > 0 and tokens[0] == BOS)
-    return slice(start, size - int(size > start and tokens[-1] == EOS))
+    start = int(size > 0 and tokens[0] == vocabulary.bos)
+    return slice(start, size - int(size > start and tokens[-1] == vocabulary.eos))
 
 
 def compose(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:

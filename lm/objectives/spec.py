@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.config import ObjectiveConfig
-from lm.tokenizer import BOS, EOS
 from lm.vocabulary import Vocabulary
 
 # (rng, n) -> at most n tokens of a window of a random other document, int [<= n].
@@ -40,6 +39,16 @@ class Prompt(NamedTuple):
         begun: what is there of the target.
     """
 
-    before: tuple[int, ...] = (BOS,)
-    after: tuple[int, ...] = (EOS,)
-    begun: tuple[int, ...] = (BOS,)
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    begun: tuple[int, ...]
+
+
+def prompt(spec: Spec) -> Prompt:
+    """Returns how a whole text is given.
+
+    >>> prompt(spec)
+    Prompt(before=(1,), after=(2,), begun=(1,))
+    """
+    bos, eos = spec.vocabulary.bos, spec.vocabulary.eos
+    return Prompt((bos,), (eos,), (bos,))

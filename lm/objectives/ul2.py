@@ -11,7 +11,6 @@ from lm.objectives.span_corruption import corrupted, count, draw_spans
 from lm.objectives.span_corruption import sizes as corrupted_sizes
 from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Prompt, Spec
-from lm.tokenizer import BOS, EOS
 
 
 class Denoiser(NamedTuple):
@@ -60,10 +59,11 @@ def ul2(
     choices = parse(spec.options.denoisers)
     mode, span, rate = choices[rng.integers(len(choices))]
     noise, spans = count(len(tokens), rate, span)
-    starts, lengths = draw_spans(tokens, noise, spans, rng)
+    starts, lengths = draw_spans(tokens, noise, spans, rng, spec.vocabulary)
     if mode == 'S':
-        starts = np.array([inner(tokens).stop - noise])
-    fields = corrupted(tokens, starts, lengths, spec.vocabulary.sentinels[: -len(MODES)])
+        starts = np.array([inner(tokens, spec.vocabulary).stop - noise])
+    names = spec.vocabulary.sentinels[: -len(MODES)]
+    fields = corrupted(tokens, starts, lengths, names, spec.vocabulary)
     source = np.concatenate([[_mode_token(mode, spec)], fields['encoder_inputs']]).astype(np.int32)
     return fields | {'encoder_inputs': source}
 
@@ -75,8 +75,8 @@ def prompt(spec: Spec) -> Prompt:
     Prompt(before=(23, 1), after=(20, 2), begun=(1, 20))
     """
     mode = min((d.mode for d in parse(spec.options.denoisers)), key=lambda mode: mode != 'S')
-    missing = spec.vocabulary.sentinels[0]
-    return Prompt((_mode_token(mode, spec), BOS), (missing, EOS), (BOS, missing))
+    bos, eos, missing = spec.vocabulary.bos, spec.vocabulary.eos, spec.vocabulary.sentinels[0]
+    return Prompt((_mode_token(mode, spec), bos), (missing, eos), (bos, missing))
 
 
 def _mode_token(mode: str, spec: Spec) -> int:

@@ -25,6 +25,9 @@ def make_spec(size=20, mask=True, sentinels=0, length=64, source_length=64, **op
     special = (ids < 4) | (ids >= size)
     vocabulary = Vocabulary(
         size=size,
+        bos=BOS,
+        eos=EOS,
+        text=ids[4:size],
         mask=size if mask else -1,
         sentinels=tuple(ids[first:].tolist()),
         starts_word=special | (ids % 3 == 0),

@@ -1,5 +1,6 @@
 """What holds for every objective of the table."""
 
+import dataclasses
 import itertools
 import re
 
@@ -210,3 +211,46 @@ def test_wrong_options_are_one_line(changes, message):
 def test_a_name_that_is_none():
     with pytest.raises(InputError, match="config.objective.name = 'mask' .* Did you mean 'masked'"):
         check('mask', 'encoder', make_spec())
+
+
+def relabelled(tokens, to):
+    """Tokens in other ids, also in tuples; labels as they are."""
+    if isinstance(tokens, tuple):
+        return tuple(relabelled(part, to) for part in tokens)
+    return to[tokens] if isinstance(tokens, np.ndarray) else tokens
+
+
+@pytest.mark.parametrize(('name', 'changes'), CASES)
+def test_special_ids_may_stand_anywhere(name, changes):
+    """With other ids all is the same in other ids; those of text keep their order."""
+    function, spec = OBJECTIVES[name].function, make_spec(sentinels=40, **changes)
+    ids, total = spec.vocabulary, spec.vocabulary.total
+    special = np.setdiff1d(np.arange(total), ids.text)
+    to = np.zeros(total, np.int32)
+    to[special] = np.random.default_rng(0).choice(total, len(special), replace=False)
+    to[ids.text] = np.setdiff1d(np.arange(total), to[special])
+    arrays = ('starts_word', 'ends_word', 'ends_sentence')
+    moved = dataclasses.replace(
+        ids,
+        bos=int(to[ids.bos]),
+        eos=int(to[ids.eos]),
+        text=to[ids.text],
+        mask=int(to[ids.mask]),
+        sentinels=tuple(to[list(ids.sentinels)].tolist()),
+        **{array: getattr(ids, array)[np.argsort(to)] for array in arrays},
+    )
+    for seed in range(20):
+        tokens = tokens_for(name, 20, np.random.default_rng(seed), True, seed % 2 == 0)
+        expected = function(tokens, np.random.default_rng(seed), spec, draw)
+        fields = function(
+            relabelled(tokens, to),
+            np.random.default_rng(seed),
+            dataclasses.replace(spec, vocabulary=moved),
+            lambda rng, n: to[draw(rng, n)],
+        )
+        for key, value in expected.items():
+            is_ids = key in ('inputs', 'targets', 'encoder_inputs')
+            np.testing.assert_array_equal(fields[key], to[value] if is_ids else value)
+    prompt = OBJECTIVES[name].prompt
+    expected = tuple(tuple(to[list(part)]) for part in prompt(spec))
+    assert prompt(dataclasses.replace(spec, vocabulary=moved)) == expected
