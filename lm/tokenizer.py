@@ -144,13 +144,13 @@ class Tokenizer:
     def save(self, workdir: str | Path) -> Path:
         """Writes the tokenizer into a folder and returns the file; `load` reads it back."""
         path = Path(workdir) / self.file
-        path.write_bytes(self._serialized())
+        path.write_bytes(self.serialized())
         return path
 
     def _decode(self, ids: np.ndarray) -> str:
         raise NotImplementedError
 
-    def _serialized(self) -> bytes:
+    def serialized(self) -> bytes:
         raise NotImplementedError
 
 
@@ -161,7 +161,7 @@ class Bytes(Tokenizer):
     vocab_size = _FIRST + 256
 
     def __init__(self):
-        self.fingerprint = hashlib.sha256(self._serialized()).hexdigest()
+        self.fingerprint = hashlib.sha256(self.serialized()).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         data = [text.encode() for text in texts]
@@ -174,7 +174,7 @@ class Bytes(Tokenizer):
     def _decode(self, ids: np.ndarray) -> str:
         return (ids - _FIRST).astype(np.uint8).tobytes().decode(errors='replace')
 
-    def _serialized(self) -> bytes:
+    def serialized(self) -> bytes:
         return json.dumps({'kind': self.kind}).encode()
 
 
@@ -186,7 +186,7 @@ class Chars(Tokenizer):
     def __init__(self, characters: str):
         self.characters = ''.join(sorted(set(characters)))
         self.vocab_size = _FIRST + len(self.characters)
-        self.fingerprint = hashlib.sha256(self._serialized()).hexdigest()
+        self.fingerprint = hashlib.sha256(self.serialized()).hexdigest()
         self._points = _points(self.characters)
         # One entry more than the largest character, for all that are larger still.
         self._ids = np.full(int(self._points.max(initial=0)) + 2, UNK, np.int32)
@@ -201,7 +201,7 @@ class Chars(Tokenizer):
     def _decode(self, ids: np.ndarray) -> str:
         return self._points[ids - _FIRST].tobytes().decode('utf-32-le')
 
-    def _serialized(self) -> bytes:
+    def serialized(self) -> bytes:
         return json.dumps({'kind': self.kind, 'characters': self.characters}).encode()
 
 
@@ -315,7 +315,7 @@ class SentencePiece(Tokenizer):
     def _decode(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
 
-    def _serialized(self) -> bytes:
+    def serialized(self) -> bytes:
         if self.file == SentencePiece.file:
             return self._model
         model = base64.b64encode(self._model).decode()
@@ -346,13 +346,18 @@ def _build_sentencepiece(spec: TokenizerConfig, texts: Callable[[], Iterable[str
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            user_defined_symbols=['\n', '\t', *spec.symbols],
+            user_defined_symbols=symbols_of(spec),
             num_threads=_TRAIN_THREADS,
             minloglevel=2,
         )
     except RuntimeError as error:
         raise InputError(_training_failed(spec.vocab_size, str(error))) from None
     return SentencePiece(model.getvalue())
+
+
+def symbols_of(spec: TokenizerConfig) -> list[str]:
+    """Returns the texts that are one token each wherever they stand, of a sentencepiece model trained here."""
+    return ['\n', '\t', *spec.symbols]
 
 
 def _sample(texts: Iterable[str], limit: int) -> list[str]:

@@ -1,0 +1,269 @@
+"""Published models in, ours out: folders of Hugging Face's form.
+
+    model = lm.from_pretrained('gpt2')          # a folder: config.json, model.safetensors, tokenizer.json
+    lm.pretrained.save(model, 'exported')       # what transformers' from_pretrained reads
+
+`families/` has an entry for each family: how its config and its tensors correspond to ours, for both
+directions. There is no class of models for a family, but the one Transformer of this project, configured.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lm import config as configs
+from lm import mesh, tree
+from lm import run as runs
+from lm.checkpoint import Checkpoints
+from lm.errors import InputError, lookup
+from lm.inference import LanguageModel
+from lm.inference import load as load_run
+from lm.pretrained import convert, tokenizers
+from lm.pretrained.families import FAMILIES
+from lm.pretrained.family import Family
+from lm.pretrained.folder import DTYPES, Weights, Writer, read_json
+from lm.run import Run
+from lm.writer import atomic_write
+
+# Their names of dtypes on the command line.
+PRECISIONS = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
+
+# The folder of a workdir that keeps what an import did not need: config.json and the tokenizer's files.
+KEPT = 'pretrained'
+_KEPT_FILES = ('*.json', '*.model', 'vocab.txt', 'merges.txt', '*.jinja')
+
+
+def from_pretrained(
+    folder: str | Path, dtype: str = 'float32', overrides: dict[str, Any] | None = None
+) -> LanguageModel:
+    """Returns the model of a folder of Hugging Face's form, over the devices that there are.
+
+    Parameters are read one tensor at a time, straight to where the mesh has them.
+
+    Args:
+        folder: with `config.json`, `model.safetensors` (or an index and its files) and a tokenizer.
+        dtype: of the parameters: float32, bfloat16, float16, or `keep` for that of the files.
+        overrides: keys of the config, such as `{'mesh.fsdp': -1, 'mesh.data': 1}`.
+
+    Raises:
+        InputError: it is no such folder, the family is not known, an option is not supported, a tensor is
+            missing, not known or of another shape.
+    """
+    model, _ = _read(Path(folder), dtype, overrides or {})
+    return model
+
+
+def import_model(
+    folder: str | Path,
+    workdir: str | Path,
+    overrides: dict[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> Run:
+    """Makes a workdir of a folder: config, tokenizer, and a checkpoint of step 0 that holds the parameters.
+
+    Args:
+        folder: as in `from_pretrained`.
+        workdir: new, or empty.
+        overrides: as in `from_pretrained`.
+        say: prints a line for a person.
+
+    Raises:
+        InputError: as in `from_pretrained`, or the workdir holds a run.
+    """
+    folder, workdir = Path(folder), Path(workdir)
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise InputError(f"workdir '{workdir}' is not empty: give a new one.")
+    model, family = _read(folder, 'float32', overrides or {}, say)
+    run = model.run
+
+    def rest() -> Any:
+        return dataclasses.replace(run.steps.init(), params=(), ema=())
+
+    state = dataclasses.replace(jax.jit(rest)(), params=model.params)
+    workdir.mkdir(parents=True, exist_ok=True)
+    runs.begin(workdir, run.config, run.tokenizer)
+    if jax.process_index() == 0:
+        (workdir / KEPT).mkdir(exist_ok=True)
+        for pattern in _KEPT_FILES:
+            for path in folder.glob(pattern):
+                if not path.name.endswith('.safetensors.index.json'):
+                    shutil.copyfile(path, workdir / KEPT / path.name)
+    with Checkpoints(workdir, run.config.checkpoint, say) as checkpoints:
+        checkpoints.save(0, state, {}, None)
+    runs.add_history(workdir, f'imported from {folder.name} ({family.name})', 0)
+    return run
+
+
+def _read(
+    folder: Path,
+    dtype: str,
+    overrides: dict[str, Any],
+    say: Callable[[str], None] = print,
+) -> tuple[LanguageModel, Family]:
+    chosen = None if dtype == 'keep' else DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is not a folder with a model: there is no such folder.")
+    theirs = read_json(folder / 'config.json')
+    family = lookup(FAMILIES, str(theirs.get('model_type')), f"'{folder}/config.json': model_type")
+    with _in(folder), Weights(folder) as weights:
+        config = convert.config_of(family, theirs, frozenset(weights))
+        text = tokenizers.from_pretrained(folder)
+        run = _build(config, text, overrides)
+        shapes = run.steps.shapes.params
+        with jax.set_mesh(run.mesh):
+            params, fresh = convert.load(family, run.config.model, shapes, weights, chosen)
+            if fresh:
+                say(f'Not in {folder}, and so at their initial values: {", ".join(fresh)}.')
+                params = _filled(params, run)
+    return LanguageModel(run, params), family
+
+
+class _in:  # noqa: N801  a context, read as a word
+    """Says in which folder a mistake is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError) and str(self._folder) not in str(error):
+            raise InputError(f"'{self._folder}': {error}") from None
+
+
+def _build(config: ConfigDict, text: Any, overrides: dict[str, Any]) -> Run:
+    config.tokenizer.mask = text.specials.mask >= 0
+    for key, value in overrides.items():
+        section, _, leaf = key.rpartition('.')
+        with config.ignore_type():
+            (config[section] if section else config)[leaf] = value
+    parsed = configs.parse(config)
+    try:
+        device_mesh = runs.check_mesh(parsed)
+    except InputError:
+        if overrides:
+            raise
+        device_mesh = mesh.one_device()
+    return runs.build(parsed, text, device_mesh)
+
+
+def _filled(params: Any, run: Run) -> Any:
+    """Returns the parameters, with initial ones for those that are None."""
+    missing = tree.paths(run.steps.shapes.params)
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)
+    absent = {path for path, leaf in zip(missing, leaves, strict=True) if leaf is None}
+
+    def initial() -> dict[str, jax.Array]:
+        made = run.steps.init().params
+        found = dict(zip(tree.paths(made), jax.tree.leaves(made), strict=True))
+        return {path: found[path] for path in absent}
+
+    made = jax.jit(initial)()
+    filled = [made.get(path, leaf) for path, leaf in zip(missing, leaves, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(run.steps.shapes.params), filled)
+
+
+def save(
+    model: LanguageModel,
+    folder: str | Path,
+    family: str = '',
+    dtype: str = 'float32',
+    kept: Path | None = None,
+) -> Family:
+    """Writes a model as `transformers` reads it: safetensors, config, tokenizer, generation config.
+
+    Args:
+        model: any that a family has the form of.
+        folder: new, or empty.
+        family: its `model_type`; '' is the first that fits.
+        dtype: of the tensors: float32, bfloat16 or float16.
+        kept: a folder with files of the model that this one was imported from.
+
+    Returns:
+        The family.
+
+    Raises:
+        InputError: no family fits, and why the nearest does not; or the folder is not empty.
+    """
+    folder, config = Path(folder), model.run.config
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"'{folder}' is not empty: give a new folder.")
+    precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
+    original = read_json(kept / 'config.json') if kept else {}
+    family = family or original.get('model_type', '')
+    entry, theirs = _fitting(family, config, model.params)
+    shapes, arrays = convert.unload(entry, config.model, model.params, precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    Writer(folder, shapes).write(arrays)
+    paths = tree.paths(model.params)
+    name = next(
+        name for name, start in entry.classes.items() if any(p.startswith(start) for p in paths)
+    )
+    specials = model.run.tokenizer.specials
+    ids = {
+        'bos_token_id': specials.bos,
+        'eos_token_id': specials.eos,
+        'pad_token_id': specials.pad,
+    }
+    if config.model.architecture == 'encoder_decoder':
+        ids['decoder_start_token_id'] = specials.bos
+    written = {'architectures': [name], 'model_type': entry.name, 'dtype': dtype}
+    written = ids | original | theirs | written
+    _write_json(folder / 'config.json', written)
+    if kept:
+        for path in kept.iterdir():
+            if path.name != 'config.json':
+                shutil.copyfile(path, folder / path.name)
+    else:
+        tokenizers.save_pretrained(model.run.tokenizer, config, folder)
+    if config.model.architecture != 'encoder' and not (folder / 'generation_config.json').exists():
+        _write_json(folder / 'generation_config.json', ids)
+    return entry
+
+
+def _fitting(name: str, config: configs.Config, params: Any) -> tuple[Family, dict[str, Any]]:
+    """Returns the family of a model, and its config there."""
+    if name:
+        family = lookup(FAMILIES, name, '--family')
+        theirs = convert.config_for(family, config)
+        convert.pieces(family, config.model, params)
+        return family, theirs
+    reasons = []
+    for family in FAMILIES.values():
+        try:
+            theirs = convert.config_for(family, config)
+            convert.pieces(family, config.model, params)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        return family, theirs
+    raise InputError(
+        f'no family that is known has the form of this model. With --family=NAME it says why; for '
+        f'example {reasons[0]}'
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    atomic_write(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
+
+
+def export(
+    workdir: str | Path,
+    folder: str | Path,
+    family: str = '',
+    dtype: str = 'float32',
+    checkpoint: str = '',
+) -> Family:
+    """Writes the model of a workdir; as `save`, with the checkpoint that `lm.load` takes."""
+    kept = Path(workdir) / KEPT
+    model = load_run(workdir, checkpoint)
+    return save(model, folder, family, dtype, kept if kept.is_dir() else None)

@@ -1,0 +1,140 @@
+"""Tokenizers that were trained here, as a `tokenizer.json` that Hugging Face's `tokenizers` reads.
+
+The ids are the same, of any text but one with U+2581, which sentencepiece writes spaces as: ours keep it,
+and theirs take it for a space.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import Tokenizer as Theirs
+
+from lm import vocabulary
+from lm.config import Config, TokenizerConfig
+from lm.errors import InputError, lookup
+from lm.tokenizer import Chars, SentencePiece, Tokenizer, symbols_of
+from lm.writer import atomic_write
+
+_META_SPACE = '\u2581'
+# Those of what is trained here, at 0 to 3.
+_SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
+
+
+def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json` into a folder.
+
+    Args:
+        tokenizer: trained here.
+        config: the run's; masks, sentinels and codes have ids after the tokenizer's.
+        folder: which exists.
+
+    Raises:
+        InputError: the tokenizer is of a kind that cannot be written so.
+    """
+    make = lookup(_WRITERS, tokenizer.kind, "the tokenizer's kind, for an export")
+    made = make(tokenizer, config.tokenizer)
+    special = {'pad_token': '<pad>', 'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+    ids = vocabulary.build(tokenizer, config.tokenizer)
+    more = [(i, f'<extra_id_{n}>') for n, i in enumerate(ids.sentinels)]
+    more += [(i, name) for name, i in ids.codes.items()]
+    if ids.mask >= 0:
+        more.append((ids.mask, '<mask>'))
+        special['mask_token'] = '<mask>'
+    made.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in _SPECIALS]
+    )
+    for i, name in sorted(more):
+        made.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+        if made.token_to_id(name) != i:
+            raise InputError(
+                f"the token '{name}' stands in the tokenizer already, and cannot be exported."
+            )
+    made.save(str(folder / 'tokenizer.json'))
+    fields = special | {
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'clean_up_tokenization_spaces': False,
+        'model_max_length': config.data.length,
+    }
+    if ids.sentinels:
+        fields['additional_special_tokens'] = [f'<extra_id_{n}>' for n in range(len(ids.sentinels))]
+    text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
+    atomic_write(folder / 'tokenizer_config.json', text + '\n')
+
+
+def _sentencepiece(tokenizer: SentencePiece, config: TokenizerConfig) -> Theirs:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialized())
+    count = processor.vocab_size()
+    pieces = [processor.id_to_piece(i) for i in range(count)]
+    scores = [processor.get_score(i) for i in range(count)]
+    special = (processor.is_control, processor.is_unknown, processor.is_byte)
+    text = [i for i in range(count) if not any(kind(i) for kind in special)]
+    falls_back = any(map(processor.is_byte, range(count)))
+    if tokenizer.kind == 'unigram':
+        made = models.Unigram(
+            list(zip(pieces, scores, strict=True)),
+            unk_id=processor.unk_id(),
+            byte_fallback=falls_back,
+        )
+    else:
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        made = models.BPE(
+            vocab=ids,
+            merges=_merges([pieces[i] for i in text], [scores[i] for i in text]),
+            unk_token='<unk>',
+            fuse_unk=True,
+            byte_fallback=falls_back,
+        )
+    theirs = _lossless(made)
+    # What sentencepiece cuts out before all else.
+    symbols = [symbol for symbol in symbols_of(config) if processor.piece_to_id(symbol) in text]
+    theirs.add_tokens([AddedToken(symbol, normalized=False) for symbol in symbols])
+    return theirs
+
+
+def _merges(pieces: list[str], scores: list[float]) -> list[tuple[str, str]]:
+    """Returns the pairs that make each piece, those of the best piece first."""
+    order = {piece: i for i, piece in enumerate(pieces)}
+    found = []
+    for piece, score in zip(pieces, scores, strict=True):
+        parts = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+        pairs = [(a, b) for a, b in parts if a in order and b in order]
+        found += [(-score, order[a], order[b], a, b) for a, b in pairs]
+    return [(a, b) for *_, a, b in sorted(found)]
+
+
+def _lossless(model: models.Model) -> Theirs:
+    """Returns a tokenizer that changes nothing of a text but the way it writes spaces."""
+    made = Theirs(model)
+    made.normalizer = normalizers.Replace(' ', _META_SPACE)
+    made.decoder = decoders.Sequence(
+        [decoders.Replace(_META_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return made
+
+
+def _bytes(tokenizer: Tokenizer, config: TokenizerConfig) -> Theirs:
+    pieces = [*_SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256))]
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    made = Theirs(models.BPE(vocab=ids, merges=[], unk_token='<unk>', byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+def _chars(tokenizer: Chars, config: TokenizerConfig) -> Theirs:
+    pieces = [*_SPECIALS, *tokenizer.characters]
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    made = Theirs(models.BPE(vocab=ids, merges=[], unk_token='<unk>', fuse_unk=False))
+    made.decoder = decoders.Fuse()
+    return made
+
+
+_WRITERS: dict[str, Callable[[Any, TokenizerConfig], Theirs]] = {
+    'unigram': _sentencepiece,
+    'bpe': _sentencepiece,
+    'bytes': _bytes,
+    'chars': _chars,
+}
