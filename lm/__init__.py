@@ -10,11 +10,12 @@ Three lines in a notebook:
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['InputError', 'get_config', 'load', 'train']
+__all__ = ['InputError', 'from_pretrained', 'get_config', 'load', 'train']
 
 # Imported when first used, so that `import lm` takes no time.
 _LAZY = {
     'InputError': 'lm.errors',
+    'from_pretrained': 'lm.pretrained',
     'load': 'lm.inference',
     'train': 'lm.training',
 }

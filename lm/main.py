@@ -11,6 +11,9 @@ The same start again goes on where the last one ended. Then, on what it trained:
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
+Start from a published model (a folder of Hugging Face's form), and hand a result on as one:
+  python -m lm.main --mode=import --from=gpt2 --workdir=runs/gpt2
+  python -m lm.main --mode=export --workdir=runs/quickstart --to=exported
 """
 
 import errno
@@ -37,7 +40,9 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', '', 'Folder of the run. Default: runs/ and the name of the config file.'
 )
 _MODE = flags.DEFINE_string(
-    'mode', 'train', 'train | evaluate | generate | translate | lr_find | compare.'
+    'mode',
+    'train',
+    'train | evaluate | generate | translate | lr_find | compare | import | export.',
 )
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
@@ -67,6 +72,16 @@ _SWAP = flags.DEFINE_bool(
 _TASK = flags.DEFINE_string('task', '', 'generate, translate: of a run of several tasks, which.')
 _TAG = flags.DEFINE_string(
     'tag', '', "translate: written before the first column, such as '<BT>' with --swap."
+)
+_FROM = flags.DEFINE_string(
+    'from', '', 'import: folder with config.json, model.safetensors and tokenizer.json, say.'
+)
+_TO = flags.DEFINE_string('to', '', 'export: new folder, which transformers can read.')
+_FAMILY = flags.DEFINE_string(
+    'family', '', 'export: gpt2 | llama | bert | t5 | ...; default: the first that has the form.'
+)
+_DTYPE = flags.DEFINE_string(
+    'dtype', 'float32', 'export: of the tensors, float32 | bfloat16 | float16.'
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
@@ -210,6 +225,29 @@ def _compare() -> None:
     print(f'Report: {output / "compare.html"}')
 
 
+def _import() -> None:
+    from lm import pretrained
+
+    if not _FROM.value or not _WORKDIR.value:
+        raise InputError(
+            '--mode=import needs --from=FOLDER and --workdir=FOLDER, as in --from=gpt2 '
+            '--workdir=runs/gpt2.'
+        )
+    run = pretrained.import_model(_FROM.value, _WORKDIR.value, say=_say)
+    _say(f'{run.steps.parameters:,} parameters: {_WORKDIR.value}')
+
+
+def _export() -> None:
+    from lm import pretrained
+
+    if not _TO.value:
+        raise InputError('--mode=export needs --to=FOLDER, such as --to=exported.')
+    family = pretrained.export(
+        _workdir(), _TO.value, _FAMILY.value, _DTYPE.value, _CHECKPOINT.value
+    )
+    _say(f'{_TO.value}: a model of the family {family.name}')
+
+
 MODES: dict[str, Callable[[], None]] = {
     'train': _train,
     'evaluate': _evaluate,
@@ -217,6 +255,8 @@ MODES: dict[str, Callable[[], None]] = {
     'translate': _translate,
     'lr_find': _lr_find,
     'compare': _compare,
+    'import': _import,
+    'export': _export,
 }
 
 

@@ -356,7 +356,7 @@ def _build_sentencepiece(spec: TokenizerConfig, texts: Callable[[], Iterable[str
 
 
 def symbols_of(spec: TokenizerConfig) -> list[str]:
-    """Returns the texts that are one token each wherever they stand, of a sentencepiece model trained here."""
+    """Returns the texts that are one token each wherever they stand."""
     return ['\n', '\t', *spec.symbols]
 
 

@@ -1,7 +1,7 @@
 """What encoders and decoders have in common: embeddings, layers, and a last norm.
 
 Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whether the layers run in a
-compiled loop or are unrolled, so that a checkpoint fits both. (Where all layers share theirs, there is none.)
+compiled loop or are unrolled, so that a checkpoint fits both. (Layers that share theirs have no axis.)
 """
 
 from typing import Any

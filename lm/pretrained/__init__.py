@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from lm import config as configs
@@ -26,6 +24,7 @@ from lm.checkpoint import Checkpoints
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel
 from lm.inference import load as load_run
+from lm import pretrained_tokenizer
 from lm.pretrained import convert, tokenizers
 from lm.pretrained.families import FAMILIES
 from lm.pretrained.family import Family
@@ -115,7 +114,7 @@ def _read(
     family = lookup(FAMILIES, str(theirs.get('model_type')), f"'{folder}/config.json': model_type")
     with _in(folder), Weights(folder) as weights:
         config = convert.config_of(family, theirs, frozenset(weights))
-        text = tokenizers.from_pretrained(folder)
+        text = pretrained_tokenizer.from_pretrained(folder)
         run = _build(config, text, overrides)
         shapes = run.steps.shapes.params
         with jax.set_mesh(run.mesh):

@@ -182,7 +182,7 @@ def load(
     model: ModelConfig,
     shapes: Any,
     weights: Weights,
-    dtype: np.dtype | None = np.dtype(np.float32),
+    dtype: np.dtype | None,
 ) -> tuple[Any, list[str]]:
     """Returns parameters, sharded as `shapes` says, and the paths of those that the folder lacks.
 
@@ -300,7 +300,7 @@ def _sizes(piece: Piece, shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[
 def unload(
     family: Family, model: ModelConfig, params: Any, dtype: np.dtype
 ) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], Iterator[tuple[str, np.ndarray]]]:
-    """Returns shape and dtype of each of their tensors, and the tensors, in the same order, one at a time."""
+    """Returns shape and dtype of each tensor there, and the tensors in the same order, one at a time."""
     plan = pieces(family, model, params)
     leaves = dict(zip(tree.paths(params), jax.tree.leaves(params), strict=True))
 
