@@ -18,13 +18,12 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import mesh, tree
+from lm import mesh, tokenizer, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel
 from lm.inference import load as load_run
-from lm import pretrained_tokenizer
 from lm.pretrained import convert, tokenizers
 from lm.pretrained.families import FAMILIES
 from lm.pretrained.family import Family
@@ -114,7 +113,7 @@ def _read(
     family = lookup(FAMILIES, str(theirs.get('model_type')), f"'{folder}/config.json': model_type")
     with _in(folder), Weights(folder) as weights:
         config = convert.config_of(family, theirs, frozenset(weights))
-        text = pretrained_tokenizer.from_pretrained(folder)
+        text = tokenizer.from_pretrained(folder)
         run = _build(config, text, overrides)
         shapes = run.steps.shapes.params
         with jax.set_mesh(run.mesh):
@@ -208,13 +207,9 @@ def save(
         name for name, start in entry.classes.items() if any(p.startswith(start) for p in paths)
     )
     specials = model.run.tokenizer.specials
-    ids = {
-        'bos_token_id': specials.bos,
-        'eos_token_id': specials.eos,
-        'pad_token_id': specials.pad,
-    }
-    if config.model.architecture == 'encoder_decoder':
-        ids['decoder_start_token_id'] = specials.bos
+    decodes = config.model.architecture == 'encoder_decoder'
+    begins = 'decoder_start_token_id' if decodes else 'bos_token_id'
+    ids = {begins: specials.bos, 'eos_token_id': specials.eos, 'pad_token_id': specials.pad}
     written = {'architectures': [name], 'model_type': entry.name, 'dtype': dtype}
     written = ids | original | theirs | written
     _write_json(folder / 'config.json', written)

@@ -1,4 +1,4 @@
-"""Tokenizers that were trained here, as a `tokenizer.json` that Hugging Face's `tokenizers` reads.
+"""Our tokenizers as a `tokenizer.json` that Hugging Face's `tokenizers` reads.
 
 The ids are the same, of any text but one with U+2581, which sentencepiece writes spaces as: ours keep it,
 and theirs take it for a space.
@@ -37,32 +37,39 @@ def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
     """
     make = lookup(_WRITERS, tokenizer.kind, "the tokenizer's kind, for an export")
     made = make(tokenizer, config.tokenizer)
-    special = {'pad_token': '<pad>', 'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'}
     ids = vocabulary.build(tokenizer, config.tokenizer)
     more = [(i, f'<extra_id_{n}>') for n, i in enumerate(ids.sentinels)]
     more += [(i, name) for name, i in ids.codes.items()]
     if ids.mask >= 0:
         more.append((ids.mask, '<mask>'))
-        special['mask_token'] = '<mask>'
-    made.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in _SPECIALS]
-    )
     for i, name in sorted(more):
-        made.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+        if i < tokenizer.vocab_size:  # one of its own
+            continue
+        made.add_special_tokens([_special(name)])
         if made.token_to_id(name) != i:
-            raise InputError(
-                f"the token '{name}' stands in the tokenizer already, and cannot be exported."
-            )
+            raise InputError(f"the token '{name}' is in the tokenizer already: no export has both.")
     made.save(str(folder / 'tokenizer.json'))
-    fields = special | {
+    own = tokenizer.specials
+    roles = {'pad': own.pad, 'bos': own.bos, 'eos': own.eos, 'unk': own.unk, 'mask': ids.mask}
+    names = {f'{role}_token': made.id_to_token(i) for role, i in roles.items() if i >= 0}
+    fields = {name: token for name, token in names.items() if token is not None}
+    fields |= {
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'clean_up_tokenization_spaces': False,
         'model_max_length': config.data.length,
     }
     if ids.sentinels:
-        fields['additional_special_tokens'] = [f'<extra_id_{n}>' for n in range(len(ids.sentinels))]
+        fields['additional_special_tokens'] = [made.id_to_token(i) for i in ids.sentinels]
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
     atomic_write(folder / 'tokenizer_config.json', text + '\n')
+
+
+def _special(name: str) -> AddedToken:
+    return AddedToken(name, special=True, normalized=False)
+
+
+def _huggingface(tokenizer: Tokenizer, config: TokenizerConfig) -> Theirs:
+    return Theirs.from_str(json.dumps(json.loads(tokenizer.serialized())['tokenizer']))
 
 
 def _sentencepiece(tokenizer: SentencePiece, config: TokenizerConfig) -> Theirs:
@@ -84,11 +91,13 @@ def _sentencepiece(tokenizer: SentencePiece, config: TokenizerConfig) -> Theirs:
         made = models.BPE(
             vocab=ids,
             merges=_merges([pieces[i] for i in text], [scores[i] for i in text]),
-            unk_token='<unk>',
+            unk_token=pieces[processor.unk_id()],
             fuse_unk=True,
             byte_fallback=falls_back,
         )
     theirs = _lossless(made)
+    controls = [i for i in range(count) if processor.is_control(i) or processor.is_unknown(i)]
+    theirs.add_special_tokens([_special(pieces[i]) for i in controls])
     # What sentencepiece cuts out before all else.
     symbols = [symbol for symbol in symbols_of(config) if processor.piece_to_id(symbol) in text]
     theirs.add_tokens([AddedToken(symbol, normalized=False) for symbol in symbols])
@@ -120,6 +129,7 @@ def _bytes(tokenizer: Tokenizer, config: TokenizerConfig) -> Theirs:
     pieces = [*_SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256))]
     ids = {piece: i for i, piece in enumerate(pieces)}
     made = Theirs(models.BPE(vocab=ids, merges=[], unk_token='<unk>', byte_fallback=True))
+    made.add_special_tokens([_special(name) for name in _SPECIALS])
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return made
 
@@ -128,6 +138,7 @@ def _chars(tokenizer: Chars, config: TokenizerConfig) -> Theirs:
     pieces = [*_SPECIALS, *tokenizer.characters]
     ids = {piece: i for i, piece in enumerate(pieces)}
     made = Theirs(models.BPE(vocab=ids, merges=[], unk_token='<unk>', fuse_unk=False))
+    made.add_special_tokens([_special(name) for name in _SPECIALS])
     made.decoder = decoders.Fuse()
     return made
 
@@ -137,4 +148,5 @@ _WRITERS: dict[str, Callable[[Any, TokenizerConfig], Theirs]] = {
     'bpe': _sentencepiece,
     'bytes': _bytes,
     'chars': _chars,
+    'huggingface': _huggingface,
 }

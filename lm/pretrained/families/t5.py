@@ -11,7 +11,6 @@ from lm.pretrained.family import (
     Always,
     Both,
     Family,
-    Ignored,
     Key,
     Only,
     Tensor,
@@ -44,19 +43,28 @@ def _write_activation(ours: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_tied(theirs: Mapping[str, Any]) -> dict[str, Any]:
+def _read_output(theirs: Mapping[str, Any], may_scale: bool = True) -> dict[str, Any]:
     # The first T5 scales vectors down before the output matrix, which is the embedding's. 1.1 does not, and
     # has a matrix of its own: `transformers` 4 said so by `tie_word_embeddings`, and 5 does not say.
     scaled = theirs.get('scale_decoder_outputs', theirs.get('tie_word_embeddings') is not False)
     return {
         'model.tie_embeddings': 'lm_head.weight' not in theirs[TENSORS],
-        'model.logit_scale': theirs['d_model'] ** -0.5 if scaled else 1.0,
+        'model.logit_scale': theirs['d_model'] ** -0.5 if scaled and may_scale else 1.0,
     }
 
 
-def _write_tied(ours: Mapping[str, Any]) -> dict[str, Any]:
+def _write_output(ours: Mapping[str, Any]) -> dict[str, Any]:
     scaled = ours['model.logit_scale'] != 1
     return {'tie_word_embeddings': scaled, 'scale_decoder_outputs': scaled}
+
+
+_OUTPUT = Both(('tie_word_embeddings', 'scale_decoder_outputs'), _read_output, _write_output)
+# mT5 never scales.
+_UNSCALED = Both(
+    _OUTPUT.names,
+    lambda theirs: _read_output(theirs, may_scale=False),
+    lambda ours: {'tie_word_embeddings': ours['model.tie_embeddings']},
+)
 
 
 def _attention(theirs: str, ours: str) -> tuple[Tensor, ...]:
@@ -138,7 +146,7 @@ T5 = Family(
             _read_activation,
             _write_activation,
         ),
-        Both(('tie_word_embeddings', 'scale_decoder_outputs'), _read_tied, _write_tied),
+        _OUTPUT,
         Only(is_encoder_decoder=True, is_decoder=False),
     ),
     tensors=(
@@ -161,5 +169,5 @@ MT5 = dataclasses.replace(
     T5,
     name='mt5',
     classes={'MT5ForConditionalGeneration': ''},
-    config=(*T5.config, Ignored(('tokenizer_class',))),
+    config=tuple(_UNSCALED if entry is _OUTPUT else entry for entry in T5.config),
 )
