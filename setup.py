@@ -28,6 +28,7 @@ setup(
         'sentencepiece>=0.2.1',
         'tensorboardX>=2.6.4',
         'tensorflow-datasets>=4.9.8',
+        'tokenizers>=0.21',
         'tqdm>=4.66',
     ],
     extras_require={
@@ -43,7 +44,6 @@ setup(
         # where there is a CPU build, install that one first.
         'bench': [
             'tiktoken>=0.9',
-            'tokenizers>=0.21',
             'torch>=2.8',
             'transformers>=4.56',
         ],

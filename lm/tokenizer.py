@@ -1,4 +1,4 @@
-"""Text to integers and back: sentencepiece (unigram, BPE), bytes, characters.
+"""Text to integers and back: sentencepiece (unigram, BPE), bytes, characters, and those of others.
 
 Each says which of its ids are special and which stand for text (`Specials`, `Tokenizer.is_text`). What is
 trained here has its special ids at 0 to 3, and is lossless, so that `decode(encode(text)) == text` and
@@ -166,7 +166,7 @@ class Bytes(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         data = [text.encode() for text in texts]
         ids = np.frombuffer(b''.join(data), np.uint8)
-        return np.add(ids, _FIRST, dtype=np.int32), _lengths(data)
+        return np.add(ids, _FIRST, dtype=np.int32), lengths_of(data)
 
     def pieces(self) -> list[bytes]:
         return [bytes([byte]) for byte in range(256)]
@@ -193,7 +193,7 @@ class Chars(Tokenizer):
         self._ids[self._points] = np.arange(_FIRST, self.vocab_size)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return self._ids.take(_points(''.join(texts)), mode='clip'), _lengths(texts)
+        return self._ids.take(_points(''.join(texts)), mode='clip'), lengths_of(texts)
 
     def pieces(self) -> list[bytes]:
         return [character.encode() for character in self.characters]
@@ -209,7 +209,8 @@ def _points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode('utf-32-le'), np.uint32)
 
 
-def _lengths(parts: Sequence[Sized]) -> np.ndarray:
+def lengths_of(parts: Sequence[Sized]) -> np.ndarray:
+    """Returns the length of each part, int64 [parts]."""
     return np.fromiter(map(len, parts), np.int64, len(parts))
 
 
@@ -286,8 +287,8 @@ class SentencePiece(Tokenizer):
             for index, part in enumerate(parts):
                 if part == _META_SPACE:
                     found[index] = self._meta_space
-        counts = _lengths(cut)
-        lengths = np.add.reduceat(_lengths(found), np.cumsum(counts) - counts)
+        counts = lengths_of(cut)
+        lengths = np.add.reduceat(lengths_of(found), np.cumsum(counts) - counts)
         return np.concatenate(found).astype(np.int32, copy=False), lengths
 
     def _parts(self, text: str) -> list[str]:
@@ -390,12 +391,20 @@ def _training_failed(vocab_size: int, message: str) -> str:
     return f'{place}: sentencepiece cannot train on this text ({message.strip()}).'
 
 
+def _no_path(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    raise InputError(
+        "config.tokenizer.kind = 'huggingface' is not trained here: set config.tokenizer.path to the "
+        'folder of a published model, or to its tokenizer.json.'
+    )
+
+
 # Kind -> the function that makes one from (config, texts).
 KINDS: dict[str, Callable[[TokenizerConfig, Callable[[], Iterable[str]]], Tokenizer]] = {
     'unigram': _build_sentencepiece,
     'bpe': _build_sentencepiece,
     'bytes': lambda spec, texts: Bytes(),
     'chars': lambda spec, texts: Chars(''.join(set().union(*map(set, texts())))),
+    'huggingface': _no_path,
 }
 
 
@@ -403,7 +412,8 @@ def build(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenize
     """Returns the tokenizer of a config, trained on the texts where it needs training.
 
     Args:
-        spec: the config; with a `path`, the file given is used as it is and its kind is the file's.
+        spec: the config; with a `path`, the file or folder given is used as it is (`from_pretrained`), and
+            its kind is the file's.
         texts: called without arguments for one pass over the training text, such as
             `source.documents`. Not called when nothing is to be trained.
 
@@ -414,7 +424,7 @@ def build(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenize
     maker = lookup(KINDS, spec.kind, 'config.tokenizer.kind')
     _check_symbols(spec, maker is _build_sentencepiece and not spec.path)
     if spec.path:
-        return _read(Path(spec.path), 'config.tokenizer.path')
+        return from_pretrained(spec.path, 'config.tokenizer.path')
     tokenizer = maker(spec, texts)
     if not tokenizer.is_text.any():
         raise InputError('the tokenizer has no text to train on: config.data.train is empty.')
@@ -434,6 +444,36 @@ def _check_symbols(spec: TokenizerConfig, trained: bool) -> None:
                 f'config.tokenizer.symbols: {symbol!r} is not a text without white space, such as '
                 "'<BT>'."
             )
+
+
+def from_pretrained(path: str | Path, place: str = 'tokenizer', **known: Any) -> Tokenizer:
+    """Returns the tokenizer of others, with their ids, or one that `Tokenizer.save` wrote.
+
+    Args:
+        path: a sentencepiece `.model`; a `tokenizer.json`, beside which the other files of its folder are
+            read; or a folder of Hugging Face's, with `tokenizer.json`, `tokenizer.model`, `spiece.model`,
+            `vocab.txt` or `vocab.json` and `merges.txt`, of which the first that is there is read.
+        place: what messages call it.
+        known: special ids that the caller knows better, fields of `Specials`.
+
+    The special ids of a folder are, the first that there is: for BOS the `decoder_start_token_id` of
+    config.json; what `bos_token`, `cls_token` and so on name (`special_tokens_map.json`,
+    `tokenizer_config.json`); `bos_token_id` and so on of config.json; those of usual names, such as `<s>`.
+    Where there is no BOS or EOS, it stands after the last id.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix == '.json' or path.is_dir():
+        from lm import pretrained_tokenizer  # Hugging Face's library takes a while to import.
+
+        return pretrained_tokenizer.from_pretrained(path, place, **known)
+    tokenizer = _read(path, place)
+    if known:
+        specials = dataclasses.replace(tokenizer.specials, **known)
+        tokenizer = SentencePiece(path.read_bytes(), specials)
+    return tokenizer
 
 
 # What `Tokenizer.save` writes, one of them.
@@ -460,16 +500,22 @@ def _read(path: Path, place: str) -> Tokenizer:
     try:
         if path.suffix != '.json':
             return SentencePiece(data)
-        return _from_fields(json.loads(data))
+        return from_fields(json.loads(data))
     except (RuntimeError, ValueError, KeyError, TypeError):
         raise InputError(f"{place} = '{path}' is not a tokenizer: the file is damaged.") from None
 
 
-def _from_fields(fields: dict[str, Any]) -> Tokenizer:
+def from_fields(fields: dict[str, Any]) -> Tokenizer:
     """Returns the tokenizer of a `tokenizer.json` that `Tokenizer.save` wrote."""
     if fields['kind'] == Bytes.kind:
         return Bytes()
     if fields['kind'] == Chars.kind:
         return Chars(fields['characters'])
-    specials = fields['specials'] | {'sentinels': tuple(fields['specials']['sentinels'])}
-    return SentencePiece(base64.b64decode(fields['model']), Specials(**specials))
+    specials = Specials(
+        **fields['specials'] | {'sentinels': tuple(fields['specials']['sentinels'])}
+    )
+    if fields['kind'] == 'huggingface':
+        from lm.pretrained_tokenizer import HuggingFace  # Takes a while to import.
+
+        return HuggingFace(fields['tokenizer'], specials)
+    return SentencePiece(base64.b64decode(fields['model']), specials)
