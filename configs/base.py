@@ -76,8 +76,10 @@ def get_config() -> ConfigDict:
     # How text becomes tokens. Trained on the training source when no path is given.
     config.tokenizer = ConfigDict(
         {
-            'kind': 'unigram',  # str: unigram | bpe (both by sentencepiece) | bytes | chars.
-            # str, path of a sentencepiece .model to use as it is, with its own ids. '' = train one.
+            # str: unigram | bpe (both by sentencepiece) | bytes | chars; or huggingface, with a path.
+            'kind': 'unigram',
+            # str, path of one to use as it is, with its own ids: a sentencepiece .model, a tokenizer.json,
+            # or the folder of a published model (Hugging Face). '' = train one.
             'path': '',
             'vocab_size': 4096,  # int, pieces. Only read when sentencepiece is trained.
             # bool. Characters outside the vocabulary become bytes, so that nothing is unknown.

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,27 +134,29 @@ class HuggingFace(Tokenizer):
 
         Where spaces are no part of ids, as in WordPiece, one that begins a word has a space before it.
         """
-        return [self._piece(index) for index in np.flatnonzero(self.is_text).tolist()]
+        model, decoder = self._fields['model'], self._fields.get('decoder')
+        table = _byte_table() if 'ByteLevel' in self._types('decoder', 'pre_tokenizer') else {}
+        prefix = model.get('continuing_subword_prefix') or ''
+        suffix = model.get('end_of_word_suffix') or ''
+        words = prefix or isinstance(self._tokenizer.model, models.WordLevel)
+        meta_space = '▁' if '▁' in str(decoder) else ' '
 
-    def _piece(self, index: int) -> bytes:
-        token = self._tokenizer.id_to_token(index)
-        model, table = self._fields['model'], _byte_table()
-        if index in self._added:
-            return token.encode()
-        if self._types('decoder', 'pre_tokenizer') & {'ByteLevel'}:
-            return bytes(table[c] for c in token) if set(token) <= table.keys() else token.encode()
-        if model.get('byte_fallback') and re.fullmatch('<0x[0-9A-F]{2}>', token):
-            return bytes([int(token[3:5], 16)])
-        prefix, suffix = (
-            model.get(key) or '' for key in ('continuing_subword_prefix', 'end_of_word_suffix')
-        )
-        if prefix or isinstance(self._tokenizer.model, models.WordLevel):
-            goes_on = prefix and token.startswith(prefix)
-            token = token[len(prefix) :] if goes_on else f' {token}'
-        if suffix and token.endswith(suffix):
-            token = token[: -len(suffix)] + ' '
-        spaced = '▁' in str(self._fields.get('decoder'))
-        return (token.replace('▁', ' ') if spaced else token).encode()
+        def piece(index: int) -> bytes:
+            token = self._tokenizer.id_to_token(index)
+            if index in self._added:
+                return token.encode()
+            if table and set(token) <= table.keys():
+                return bytes(table[character] for character in token)
+            if model.get('byte_fallback') and re.fullmatch('<0x[0-9A-F]{2}>', token):
+                return bytes([int(token[3:5], 16)])
+            if words:
+                goes_on = prefix and token.startswith(prefix)
+                token = token[len(prefix) :] if goes_on else f' {token}'
+            if suffix and token.endswith(suffix):
+                token = token[: -len(suffix)] + ' '
+            return token.replace(meta_space, ' ').encode()
+
+        return [piece(index) for index in np.flatnonzero(self.is_text).tolist()]
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
@@ -182,14 +184,19 @@ class HuggingFace(Tokenizer):
 
 def _made(text: str) -> tokenizers.Tokenizer:
     """Returns the library's tokenizer of a JSON text; raises ValueError where it is none."""
+    made = _by_library(tokenizers.Tokenizer.from_str, text)
+    _by_library(made.encode, 'a \U0010ffff')  # The unknown token may not be there.
+    return made
+
+
+def _by_library(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns `call(*arguments)`; raises ValueError with what the library says."""
     try:
-        made = tokenizers.Tokenizer.from_str(text)
-        made.encode('a \U0010ffff')  # A vocabulary without the unknown token that its model names.
+        return call(*arguments)
     except BaseException as error:  # What Rust calls a panic is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
             raise
         raise ValueError(' '.join(str(error).split())) from None
-    return made
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
@@ -300,9 +307,11 @@ def _checked(path: Path, make: Any, *arguments: Any) -> Any:
     """Returns `make(*arguments)`; what is wrong with the file is one line."""
     try:
         return make(*arguments)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from None
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f'it lacks {error}' if isinstance(error, KeyError) else str(error)
         raise InputError(f"'{path}' is not a tokenizer: {reason}.") from None
 
@@ -333,6 +342,9 @@ def _folder(path: Path) -> _Folder:
         found = {int(i): {'content': c, 'special': c in special} for c, i in added.items()}
         for number, token in (options.get('added_tokens_decoder') or {}).items():
             found[int(number)] = {key: token[key] for key in _ADDED if key in token}
+        for index in found:
+            if not 0 <= index < _MOST_IDS:
+                raise ValueError(f'an added token has the id {index}')
         return found
 
     found = _checked(path / 'tokenizer_config.json', tokens)
@@ -418,7 +430,14 @@ def _of_sentencepiece(path: Path, folder: _Folder, known: Mapping[str, Any]) -> 
 
 def _extra_ids(folder: _Folder) -> int:
     """Returns how many sentinels stand after a sentencepiece model's pieces, the first one last."""
-    return folder.options.get('extra_ids', _T5_SENTINELS if folder.kind in ('t5', 'longt5') else 0)
+    number = folder.options.get(
+        'extra_ids', _T5_SENTINELS if folder.kind in ('t5', 'longt5') else 0
+    )
+    if type(number) is not int or not 0 <= number < _MOST_IDS:
+        raise ValueError(
+            f'extra_ids = {number!r} of tokenizer_config.json is no number of sentinels'
+        )
+    return number
 
 
 def _wordpiece(path: Path, folder: _Folder) -> dict[str, Any]:
@@ -448,7 +467,7 @@ def _byte_level(path: Path, folder: _Folder) -> dict[str, Any]:
     lines = path.with_name('merges.txt').read_text(encoding='utf-8').split('\n')
     lines = [line.removesuffix('\r') for line in lines if not line.startswith('#version')]
     merges = [tuple(line.split(' ')) for line in lines if line]
-    made = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    made = tokenizers.Tokenizer(_by_library(models.BPE, vocab, merges))
     spaced = bool(folder.options.get('add_prefix_space', False))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     made.decoder = decoders.ByteLevel()

@@ -10,7 +10,7 @@ FLOORS = [
     {'tree', 'errors', 'memory'},
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
-        *('vocabulary', 'codes'),
+        *('pretrained_tokenizer', 'vocabulary', 'codes'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics'),
     },
     {'attention', 'objectives', 'data'},
