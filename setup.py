@@ -15,16 +15,19 @@ setup(
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.8; sys_platform == "linux"',
+        'einops>=0.8',
         'filelock>=3.15',  # JAX's compilation cache needs it where its size has a limit.
         'flax>=0.12',
         'grain>=0.2.16',
         'jax>=0.10',
         'matplotlib>=3.9',
         'ml_collections>=1.1',
+        'ml_dtypes>=0.5',
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
         'sacrebleu>=2.5',
+        'safetensors>=0.5',
         'sentencepiece>=0.2.1',
         'tensorboardX>=2.6.4',
         'tensorflow-datasets>=4.9.8',
@@ -47,6 +50,9 @@ setup(
             'torch>=2.8',
             'transformers>=4.56',
         ],
+        # What models of others are held to. On Linux a plain `torch` brings several GB of CUDA: where there
+        # is a CPU build, install that one first.
+        'reference': ['torch==2.13.0', 'transformers>=5.0'],
         'test': [
             'hypothesis>=6.100',
             'nltk>=3.9',

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.model.mlp_dim = 2048
     config.model.activation = 'relu'
     config.model.position = 'relative'
+    config.model.attention_scale = 1.0
     config.model.vocab_multiple = 128
     config.model.dropout = 0.0  # in pre-training
     config.optimizer.name = 'adafactor'

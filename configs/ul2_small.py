@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.model.mlp_dim = 1024
     config.model.activation = 'swiglu'
     config.model.position = 'relative'
+    config.model.attention_scale = 1.0
     config.model.tie_embeddings = False
     config.model.vocab_multiple = 128
     config.model.dropout = 0.0  # in pre-training

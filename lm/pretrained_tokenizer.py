@@ -380,11 +380,12 @@ def _specials(
         said = _config_id(folder, f'{keys[0]}_token_id', size)
         return said if said >= 0 else getattr(own, role)
 
-    first = _config_id(folder, 'decoder_start_token_id', size)
+    eos = of('eos', 'eos', 'sep')
+    begins = (_config_id(folder, 'decoder_start_token_id', size), of('bos', 'bos', 'cls'), eos)
     found = Specials(
         pad=of('pad', 'pad'),
-        bos=first if first >= 0 else of('bos', 'bos', 'cls'),
-        eos=of('eos', 'eos', 'sep'),
+        bos=next((index for index in begins if index >= 0), -1),  # What ends a text begins the next.
+        eos=eos,
         unk=own.unk if own.unk >= 0 else of('unk', 'unk'),
         mask=of('mask', 'mask'),
         sentinels=own.sentinels,

@@ -464,7 +464,7 @@ def from_pretrained(path: str | Path, place: str = 'tokenizer', **known: Any) ->
     The special ids of a folder are, the first that there is: for BOS the `decoder_start_token_id` of
     config.json; what `bos_token`, `cls_token` and so on name (`special_tokens_map.json`,
     `tokenizer_config.json`); `bos_token_id` and so on of config.json; those of usual names, such as `<s>`.
-    Where there is no BOS or EOS, it stands after the last id.
+    Where there is no BOS, EOS is it; where there is no EOS either, they stand after the last id.
 
     Raises:
         InputError: it cannot be read.

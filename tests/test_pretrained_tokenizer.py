@@ -319,7 +319,7 @@ def test_a_sentencepiece_model_in_a_folder(tmp_path):
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
     (tmp_path / 'spiece.model').write_bytes(model)
     made = tokenizer.from_pretrained(tmp_path)
-    assert made.specials == tokenizer.Specials(0, 600, 1, 2)  # Nothing says what begins.
+    assert made.specials == tokenizer.Specials(0, 1, 1, 2)  # What ends a text begins the next.
     sentinels = tuple(range(699, 599, -1))
     write(tmp_path, config_json=CONFIGS['t5'])
     made = tokenizer.from_pretrained(tmp_path)
@@ -556,6 +556,7 @@ def test_a_run_keeps_the_tokenizer(tmp_path):
         tokenizer={'path': str(tmp_path / 'gpt2')},
         model={'num_layers': 1, 'embed_dim': 32, 'num_heads': 2},
         train={'steps': 2, 'eval_every': 0},
+        schedule={'warmup_steps': 1},
         generate={'max_tokens': 4, 'prompts': ('the',), 'samples': 1},
         log={'tensorboard': False},
     )

@@ -84,10 +84,10 @@ def config_for(family: Family, config: Config) -> dict[str, Any]:
         for section, leaf in (key.split('.'),)
     }
     theirs: dict[str, Any] = {}
-    for entry in family.config:
-        theirs |= entry.write(ours)
     names = frozenset(() if config.model.tie_embeddings else ('lm_head.weight',))
     try:
+        for entry in family.config:
+            theirs |= entry.write(ours)
         back = _parsed_model(family, {**theirs, TENSORS: names})
     except InputError as error:
         raise InputError(f"the family '{family.name}' has no such model: {error}") from None

@@ -73,10 +73,13 @@ class Key:
 
     def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
         value = ours[self.ours]
-        if self.values is not None:
-            # One that is not there stays as it is, and is found not to fit.
-            value = next((a for a, b in self.values.items() if b == value), value)
-        return {self.theirs: value}
+        if self.values is None:
+            return {self.theirs: value}
+        for theirs, own in self.values.items():
+            if own == value:
+                return {self.theirs: theirs}
+        known = ', '.join(dict.fromkeys(map(repr, self.values.values())))
+        raise InputError(f'config.{self.ours} = {value!r} is not one of {known}.')
 
 
 @dataclasses.dataclass(frozen=True)
