@@ -283,7 +283,8 @@ def from_pretrained(path: str | Path, place: str = 'tokenizer', **known: Any) ->
                 '(with merges.txt).'
             )
         path = files[0]
-    if path.suffix == '.json' and 'kind' in (fields := _json(path)):
+    fields = _json(path) if path.suffix == '.json' else {}
+    if 'kind' in fields and path.name != 'vocab.json':
         return _checked(path, from_fields, fields)
     found = _folder(folder)
     kinds = _FILES.get(path.name)
@@ -297,9 +298,7 @@ def from_pretrained(path: str | Path, place: str = 'tokenizer', **known: Any) ->
     if path.name == 'vocab.txt':
         fields = _checked(path, _wordpiece, path, found)
     elif path.name == 'vocab.json':
-        fields = _checked(path, _byte_level, path, found)
-    else:
-        fields = _json(path)
+        fields = _checked(path, _byte_level, fields, path, found)
     return _checked(path, _of_library, fields, found, known)
 
 
@@ -462,9 +461,8 @@ def _wordpiece(path: Path, folder: _Folder) -> dict[str, Any]:
     return _with_added(made, folder, vocab)
 
 
-def _byte_level(path: Path, folder: _Folder) -> dict[str, Any]:
+def _byte_level(vocab: dict[str, int], path: Path, folder: _Folder) -> dict[str, Any]:
     """Returns the fields of GPT-2's vocabulary and merges."""
-    vocab = _json(path)
     if any(token.endswith('</w>') for token in vocab):
         raise ValueError("pieces such as 'a</w>' are not those of byte-level BPE")
     lines = path.with_name('merges.txt').read_text(encoding='utf-8').split('\n')

@@ -450,7 +450,7 @@ def test_any_broken_part_is_one_line_or_nothing(tmp_path):
 
 @pytest.mark.parametrize('merges', ['a b c', 'a', 'a z', 'ab'])
 def test_broken_merges_are_one_line(tmp_path, merges):
-    write(tmp_path, vocab_json={'a': 0, 'b': 1, 'ab': 2}, merges_txt='a b')
+    write(tmp_path, vocab_json={'a': 0, 'b': 1, 'ab': 2, 'kind': 3}, merges_txt='a b')
     assert tokenizer.from_pretrained(tmp_path).encode('ab').tolist() == [2]
     write(tmp_path, merges_txt=merges)
     with pytest.raises(InputError, match='is not a tokenizer'):
@@ -555,6 +555,7 @@ def test_a_run_keeps_the_tokenizer(tmp_path):
         data={'train': source, 'valid': source, 'test': '', 'length': 32, 'batch_size': 8},
         tokenizer={'path': str(tmp_path / 'gpt2')},
         model={'num_layers': 1, 'embed_dim': 32, 'num_heads': 2},
+        schedule={'warmup_steps': 1},
         train={'steps': 2, 'eval_every': 0},
         schedule={'warmup_steps': 1},
         generate={'max_tokens': 4, 'prompts': ('the',), 'samples': 1},

@@ -17,6 +17,8 @@ from lm import config, tokenizer
 from lm.data import features, source
 from lm.data.slices import Document, Slice
 from lm.errors import InputError
+from lm.pretrained_tokenizer import HuggingFace
+from tests.test_tokenizer import trained_elsewhere
 
 TEXTS = ['one two\nthree', 'é', 'four five\n' * 40, 'six']
 
@@ -63,8 +65,10 @@ def test_blocks_change_nothing(config_data, small_blocks, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', tokenizer.KINDS)
-def test_threads_change_nothing(kind, config_data, small_blocks):
+def test_threads_change_nothing(kind, config_data, small_blocks, tmp_path):
     spec = dataclasses.replace(config.parse(base.get_config()).tokenizer, kind=kind, vocab_size=278)
+    if kind == 'huggingface':
+        spec = dataclasses.replace(spec, path=str(HuggingFace(trained_elsewhere()).save(tmp_path)))
     made = tokenizer.build(spec, lambda: TEXTS)
     one, many = (
         features.tokenize(
