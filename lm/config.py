@@ -258,7 +258,8 @@ class Config:
 
 
 # What an entry of `tasks` may hold. The sections are of the keys that differ for the task.
-TASK_KEYS = ('weight', 'final_weight', 'data', 'objective')
+_SECTIONS = ('data', 'objective')
+TASK_KEYS = ('weight', 'final_weight', *_SECTIONS)
 # Keys of `data` that all tasks share.
 _SHARED = frozenset({'tfds_dir', 'cache_dir', 'workers', 'prefetch'})
 
@@ -278,10 +279,18 @@ def tasks(config: Config) -> dict[str, Config]:
                 {**to_dict(getattr(config, section)), **task.get(section, {})},
                 f'tasks.{name}.{section}.',
             )
-            for section in ('data', 'objective')
+            for section in _SECTIONS
         }
         found[name] = dataclasses.replace(config, tasks=types.MappingProxyType({}), **sections)
     return found
+
+
+def tasks_as_dicts(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns what `tasks` does, of a config as nested dicts: that of a report, an older one's too."""
+    return {
+        name: {**config, **{key: {**config[key], **task.get(key, {})} for key in _SECTIONS}}
+        for name, task in sorted(config.get('tasks', {}).items())
+    } or {'': config}
 
 
 def task_weights(config: Config) -> dict[str, tuple[float, float]]:
@@ -303,7 +312,7 @@ def _check_tasks(config: Config) -> None:
         for key, value in task.items():
             if key not in TASK_KEYS:
                 raise InputError(f'{place}.{key} is not a key of a task.{nearest(key, TASK_KEYS)}')
-            section = key in ('data', 'objective')
+            section = key in _SECTIONS
             if section != isinstance(value, Mapping) or not (
                 section or type(value) in (int, float) and value >= 0
             ):

@@ -20,11 +20,13 @@ there is `encoder_inputs` int32 [s].
 
 import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
-from lm.config import ObjectiveConfig
+from lm.config import ObjectiveConfig, tasks_as_dicts
 from lm.errors import InputError, lookup
 from lm.objectives.causal import causal
 from lm.objectives.classification import class_of, classification, value_of
@@ -72,6 +74,8 @@ class Objective:
             'both' sides of it.
         takes_codes: control codes (`lm.codes`) may stand before the text of a window.
         measured: what the loss is of, for a report; '' where `whole` says it.
+        of_tokens: the loss is that of telling tokens, nats a token; exp of it is a perplexity.
+        in_batch: a text is told from the others of its batch, so that its size makes it easy or hard.
         prompt: spec -> how an encoder-decoder of it is given a text.
     """
 
@@ -92,6 +96,8 @@ class Objective:
     sees: str = 'before'
     takes_codes: bool = False
     measured: str = ''
+    of_tokens: bool = True
+    in_batch: bool = False
     prompt: Callable[[Spec], Prompt] = lambda spec: Prompt()
 
     @property
@@ -157,6 +163,7 @@ OBJECTIVES: dict[str, Objective] = {
         predictions=most_masked,
         sees='both',
         measured='These are all: for each it says whether the generator made it up, in nats a token.',
+        of_tokens=False,
     ),
     'span_corruption': Objective(
         span_corruption,
@@ -204,6 +211,7 @@ OBJECTIVES: dict[str, Objective] = {
         label=class_of,
         labels=lambda options: True,
         sees='both',
+        of_tokens=False,
     ),
     'similarity': Objective(
         classification,
@@ -214,6 +222,7 @@ OBJECTIVES: dict[str, Objective] = {
         label=value_of,
         labels=lambda options: True,
         sees='both',
+        of_tokens=False,
     ),
     'contrastive': Objective(
         contrastive,
@@ -223,8 +232,28 @@ OBJECTIVES: dict[str, Objective] = {
         takes=PAIR,
         labels=lambda options: True,
         sees='both',
+        of_tokens=False,
+        in_batch=True,
     ),
 }
+
+
+def loss_of_tokens(config: Mapping[str, Any]) -> bool:
+    """Returns whether the loss that a run logs is nats a token, so that exp of it is a perplexity.
+
+    With several tasks it is all that is minimised: each of them must be of tokens, without a term for
+    labels beside, and nothing added for training.
+
+    Args:
+        config: as nested dicts.
+    """
+    parts = tasks_as_dicts(config).values()
+    entries = [(OBJECTIVES[part['objective']['name']], part['objective']) for part in parts]
+    if not all(entry.of_tokens for entry, _ in entries):
+        return False
+    added = config['loss']['label_smoothing'] or config['loss']['z_loss']
+    labels = any(entry.labels(SimpleNamespace(**options)) for entry, options in entries)
+    return not config.get('tasks') or not (added or labels)
 
 
 def window(objective: Objective, spec: Spec) -> int:
