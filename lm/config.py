@@ -294,11 +294,13 @@ def tasks_as_dicts(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def task_weights(config: Config) -> dict[str, tuple[float, float]]:
-    """Returns the weight of each task at the first step, and at the last."""
-    return {
-        name: (weight := float(task.get('weight', 1.0)), float(task.get('final_weight', weight)))
-        for name, task in sorted(config.tasks.items())
-    }
+    """Returns the weight of each task at the first step, and at the last: another if they are scheduled."""
+    found = {}
+    for name, task in sorted(config.tasks.items()):
+        weight = task.get('weight', 1.0)
+        last = task.get('final_weight', weight) if config.multitask.rates == 'scheduled' else weight
+        found[name] = float(weight), float(last)
+    return found
 
 
 def _check_tasks(config: Config) -> None:
