@@ -145,7 +145,7 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # dict. Several tasks for one model: by name what differs from `data` and `objective`, and a
+    # dict. Several tasks for one model: by name what differs from `data`, `objective` and `generate`, and a
     # weight (1 where none is given),
     #   config.tasks.rte = ConfigDict({'weight': 0.5, 'data': {'train': ...}, 'objective': {'name': ...}})
     # `final_weight` is that of the last step; only rates = scheduled read it. Empty: one task, as above.

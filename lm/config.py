@@ -258,7 +258,7 @@ class Config:
 
 
 # What an entry of `tasks` may hold. The sections are of the keys that differ for the task.
-_SECTIONS = ('data', 'objective')
+_SECTIONS = ('data', 'objective', 'generate')
 TASK_KEYS = ('weight', 'final_weight', *_SECTIONS)
 # Keys of `data` that all tasks share.
 _SHARED = frozenset({'tfds_dir', 'cache_dir', 'workers', 'prefetch'})
@@ -358,7 +358,7 @@ _RANGES = {
 
 # Keys that a second start in the same workdir may change: they move the work, not the result.
 RESUMABLE = re.compile(
-    r'mesh\.|log\.|checkpoint\.|generate\.|data\.(cache_dir|workers|prefetch|tfds_dir)$'
+    r'mesh\.|log\.|checkpoint\.|(tasks\.\w+\.)?generate\.|data\.(cache_dir|workers|prefetch|tfds_dir)$'
     r'|model\.(scan_layers|remat|attention_implementation)$|loss\.max_logits_mb$'
     r'|train\.(log_every|eval_every|max_bad_steps)$|eval\.'
 )

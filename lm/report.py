@@ -107,8 +107,8 @@ def write(workdir: str | Path, report: Mapping[str, Any], defaults: Mapping[str,
     Args:
         workdir: the run's folder.
         report: all of `KEYS`. `finished` is a bool; a sample is `{'prompt': str, 'text': str}`, where
-            `text` is what follows the prompt; an entry of `history` is a dict such as
-            `{'event': 'resume', 'step': 250, 'time': seconds since 1970}`.
+            `text` is what follows the prompt, and of several tasks `'task'`; an entry of `history` is a
+            dict such as `{'event': 'resume', 'step': 250, 'time': seconds since 1970}`.
         defaults: the base config as nested dicts, to mark what differs from it.
 
     Returns:
@@ -249,7 +249,9 @@ def markdown(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         parts += ['As `configs/base.py`.\n']
     if report['samples']:
         parts += ['## Samples\n']
-        parts += [page.markdown_block(s['prompt'] + s['text']) for s in report['samples'][:2]]
+        for task, samples in _by_task(report['samples']).items():
+            parts += [f'### {page.markdown_text(task)}\n'] * bool(task)
+            parts += [page.markdown_block(s['prompt'] + s['text']) for s in samples[:2]]
     return '\n'.join(parts)
 
 
@@ -368,9 +370,19 @@ def _figure(
 
 
 def _samples(samples: Sequence[Mapping[str, str]]) -> str:
-    return '<p class="note">The prompt is bold and coloured.</p>' + ''.join(
-        f'<pre><b>{page.escape(s["prompt"])}</b>{page.escape(s["text"])}</pre>' for s in samples
-    )
+    body = '<p class="note">The prompt is bold and coloured.</p>'
+    for task, some in _by_task(samples).items():
+        body += f'<h3>{page.escape(task)}</h3>' * bool(task) + ''.join(
+            f'<pre><b>{page.escape(s["prompt"])}</b>{page.escape(s["text"])}</pre>' for s in some
+        )
+    return body
+
+
+def _by_task(samples: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for sample in samples:
+        found.setdefault(sample.get('task', ''), []).append(sample)
+    return found
 
 
 def _config(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -354,9 +354,11 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             for task, parts in loop.splits.items()
         }
         known = {task: {'valid': result} for task, result in known.items()}
-        results, tasks, samples = measure(run, params, splits, workdir / 'predictions', known)
-        first = next(iter(run.tasks.values()))
-        samples = samples or LanguageModel(first, params).samples(config.generate, config.seed)
+        results, tasks, made = measure(run, params, splits, workdir / 'predictions', known)
+        for task, part in run.tasks.items():
+            model = LanguageModel(part, params)
+            some = made.get(task) or model.samples(part.config.generate, config.seed)
+            samples += [sample | ({'task': task} if task else {}) for sample in some]
     decoder = config.model.architecture == 'decoder'  # Others are not counted yet.
     flops = {
         name: throughput.flops_per_token(

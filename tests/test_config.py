@@ -93,7 +93,7 @@ def test_only_a_schedule_has_last_weights(rates, weights):
 def test_tasks_of_a_report_are_those_of_the_run():
     base = lm.get_config('base')
     with base.unlocked():
-        base.tasks = {'a': {'data': {'length': 8}}, 'b': {}}
+        base.tasks = {'a': {'data': {'length': 8}, 'generate': {'prompts': ('',)}}, 'b': {}}
     parsed = config.parse(base)
     found = config.tasks_as_dicts(config.to_dict(parsed))
     for name, task in config.tasks(parsed).items():

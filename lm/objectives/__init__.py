@@ -76,6 +76,7 @@ class Objective:
         measured: what the loss is of, for a report; '' where `whole` says it.
         of_tokens: the loss is that of telling tokens, nats a token; exp of it is a perplexity.
         in_batch: a text is told from the others of its batch, so that its size makes it easy or hard.
+        generates: what it trains writes: the rest of a text, or another text.
         prompt: spec -> how an encoder-decoder of it is given a text.
     """
 
@@ -98,6 +99,7 @@ class Objective:
     measured: str = ''
     of_tokens: bool = True
     in_batch: bool = False
+    generates: bool = False
     prompt: Callable[[Spec], Prompt] = lambda spec: Prompt()
 
     @property
@@ -121,6 +123,7 @@ OBJECTIVES: dict[str, Objective] = {
         slides=lambda options: True,
         whole=True,
         takes_codes=True,
+        generates=True,
     ),
     'prefix': Objective(
         prefix,
@@ -132,6 +135,7 @@ OBJECTIVES: dict[str, Objective] = {
         sees='prefix',
         takes_codes=True,
         measured='These stand after a prefix of random length.',
+        generates=True,
     ),
     'masked': Objective(
         masked,
@@ -182,6 +186,7 @@ OBJECTIVES: dict[str, Objective] = {
         needs=SENTINELS,
         sentinels=lambda n, spec: mixture_sentinels(n, spec.options.denoisers),
         measured='These are the hidden spans and what names them.',
+        generates=True,
         prompt=to_be_continued,
     ),
     'denoising': Objective(
@@ -200,6 +205,7 @@ OBJECTIVES: dict[str, Objective] = {
         takes=PAIR,
         writes=True,
         whole=True,
+        generates=True,
         prompt=lambda spec: Prompt(before=()),
     ),
     'classification': Objective(
