@@ -149,9 +149,16 @@ def get_config() -> ConfigDict:
         }
     )
 
-    # dict. Several tasks for one model: by name what differs from `data` and `objective`, and a weight,
+    # dict. Several tasks for one model: by name what differs from `data`, `objective` and `generate`, and a
+    # weight (1 where none is given),
     #   config.tasks.rte = ConfigDict({'weight': 0.5, 'data': {'train': ...}, 'objective': {'name': ...}})
-    # `final_weight` is that of the last step (rates = scheduled). Empty: one task, as above.
+    # `final_weight` is that of the last step; only rates = scheduled read it. Empty: one task, as above.
+    #
+    # The validation loss (`valid/loss`), which is lowest at `best`, is then the mean of the tasks' own,
+    # weighted by `weight` (scheduled: by the mean of the first and the last); other rates and the mode do
+    # not matter. Each counts in its own unit: nats a token or a text, or a squared error; that of a pair's
+    # label is left out. So are tasks without `data.valid`; where those that have it have no weight, they
+    # count evenly.
     config.tasks = ConfigDict()
     config.multitask = ConfigDict(
         {
@@ -329,9 +336,9 @@ def get_config() -> ConfigDict:
             # int, batches in an evaluation during training. 0 = the whole split. The evaluation at
             # the end is always of whole splits.
             'batches': 0,
-            # str: latest | best (lowest validation loss) | average:N (the mean of the parameters of the
-            # latest N, which `checkpoint.keep` must keep; Vaswani et al. 2017 take 5). What is evaluated at
-            # the end, and loaded where nothing else is asked for.
+            # str: latest | best (lowest validation loss; that of several tasks: see `tasks`) | average:N
+            # (the mean of the parameters of the latest N, which `checkpoint.keep` must keep; Vaswani et al.
+            # 2017 take 5). What is evaluated at the end, and loaded where nothing else is asked for.
             'checkpoint': 'latest',
             # Translations (objective seq2seq) are made greedily and by beam search, and measured by
             # sacreBLEU, at the end.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lm import page, predictions
-from lm.config import flatten
+from lm.config import flatten, tasks_as_dicts
 from lm.errors import InputError, nearest
+from lm.objectives import OBJECTIVES, loss_of_tokens
 from lm.page import number, text
 from lm.plots import Series, chart, smooth
 from lm.writer import atomic_write, duration, plain, short
@@ -21,6 +22,10 @@ _MEASURES = (
     ('bits_per_byte', 'bits/byte', True),
     ('word_perplexity', 'word perplexity', True),
 )
+# What says of what, and how, a task was measured; all else of a task is a measure. The highest is the best,
+# but of a loss.
+_BASIS = ('texts', 'questions', 'signature')
+_RIGHT = ('accuracy', 'pearson')
 
 Table = tuple[str, list[str], list[list[str]]]  # Title, head and rows.
 
@@ -48,8 +53,20 @@ def compare(workdirs: Sequence[str | Path], output: str | Path) -> str:
     splits = list(dict.fromkeys(split for run in runs for split in run['splits']))
     same_text = {split: _same(runs, lambda run, s=split: _size(run, s)) for split in splits}
     translated = predictions.compare(folders, labels, runs)
-    tables = _tables(labels, runs, same_tokenizer, same_text, translated.tables)
-    notes = _notes(runs, same_tokenizer, same_text) + translated.notes
+    tested = {title: len(rows) for title, _, rows in translated.tables}
+    same_task = {
+        task: _same(having, lambda run, t=task: _basis(run, t))
+        for task in dict.fromkeys(task for run in runs for task in run['tasks'])
+        # A translation's table has these measures too, if all runs are in it.
+        if tested.get(task, 0) < len(having := [run for run in runs if task in run['tasks']])
+    }
+    tables = [
+        *_split_tables(labels, runs, same_tokenizer, same_text),
+        *translated.tables,
+        *_task_tables(labels, runs, same_task),
+        *_run_tables(labels, runs),
+    ]
+    notes = _notes(runs, same_tokenizer, same_text, same_task) + translated.notes
     output = Path(output)
     content = {
         'runs': [
@@ -124,12 +141,26 @@ def _size(run: Mapping[str, Any], split: str) -> list[int | None]:
     return [run['splits'].get(split, {}).get(key) for key in ('words', 'bytes')]
 
 
+def _basis(run: Mapping[str, Any], task: str) -> list[Any]:
+    """What a run's measures of a task rest on: where they differ, the numbers do not compare."""
+    found = [run['tasks'][task].get(key) for key in _BASIS]
+    configs = tasks_as_dicts(run['config'])
+    config = configs.get(task.partition(' ')[0]) or configs['']
+    if OBJECTIVES[config['objective']['name']].in_batch:
+        rows = config['data']['batch_size'] // config['optimizer']['accumulation']
+        found.append(config['eval']['batch_size'] or rows)
+    return found
+
+
 def _notes(
-    runs: Sequence[Mapping[str, Any]], same_tokenizer: bool, same_text: Mapping[str, bool]
+    runs: Sequence[Mapping[str, Any]],
+    same_tokenizer: bool,
+    same_text: Mapping[str, bool],
+    same_task: Mapping[str, bool],
 ) -> list[str]:
     """Returns what a reader has to know before comparing the numbers, a sentence each."""
     notes = []
-    if len(runs) > 1 and any(same_text.values()):
+    if len(runs) > 1 and any((*same_text.values(), *same_task.values())):
         notes.append('A * marks the best of its column.')
     if not same_tokenizer:
         notes.append(
@@ -139,6 +170,12 @@ def _notes(
     notes += [
         f'The {split} text differs between the runs: its numbers do not compare.'
         for split, same in same_text.items()
+        if not same
+    ]
+    notes += [
+        f"The texts of '{task}', or how they are measured, differ between the runs: its numbers do not "
+        'compare.'
+        for task, same in same_task.items()
         if not same
     ]
     if not _same(
@@ -151,25 +188,67 @@ def _notes(
     return notes
 
 
-def _tables(
+def _split_tables(
     labels: Sequence[str],
     runs: Sequence[Mapping[str, Any]],
     same_tokenizer: bool,
     same_text: Mapping[str, bool],
-    translated: Sequence[Table],
 ) -> list[Table]:
-    """Returns one table a split, those of translations, one of the runs, one of differing keys."""
+    """Returns one table a split: perplexity and its kin, and what other terms of the loss come to."""
     tables = []
     for split, same in same_text.items():
-        columns = [list(labels)]
-        for key, _, between_tokenizers in _MEASURES:
-            values = [run['splits'].get(split, {}).get(key) for run in runs]
-            comparable = len(runs) > 1 and same and (same_tokenizer or between_tokenizers)
-            best = min((v for v in values if v is not None), default=None) if comparable else None
-            columns.append([number(v) + '*' * (v is not None and v == best) for v in values])
-        head = ['run', *(name for _, name, _ in _MEASURES)]
-        tables.append((split, head, [list(row) for row in zip(*columns, strict=True)]))
-    tables += translated
+        found = [run['splits'].get(split, {}) for run in runs]
+        others = dict.fromkeys(key for results in found for key in results if '/' in key)
+        columns = []
+        for key, name, between_tokenizers in (
+            *_MEASURES,
+            *((key, key.replace('/', ' '), False) for key in others),
+        ):
+            values = [results.get(key) for results in found]
+            comparable = same and (same_tokenizer or between_tokenizers)
+            columns.append((name, _marked(key, values, comparable)))
+        tables.append(_table(split, labels, columns))
+    return tables
+
+
+def _task_tables(
+    labels: Sequence[str], runs: Sequence[Mapping[str, Any]], same_task: Mapping[str, bool]
+) -> list[Table]:
+    """Returns one table a task and split, of the runs that have it."""
+    tables = []
+    for task, same in same_task.items():
+        found = {
+            label: run['tasks'][task]
+            for label, run in zip(labels, runs, strict=True)
+            if task in run['tasks']
+        }
+        keys = dict.fromkeys(key for results in found.values() for key in results)
+        columns = [
+            (key, _marked(key, [results.get(key) for results in found.values()], same))
+            for key in keys
+            if key not in _BASIS
+        ]
+        tables.append(_table(task, list(found), columns))
+    return tables
+
+
+def _marked(key: str, values: Sequence[float | None], comparable: bool) -> list[str]:
+    """Returns a column's cells, the best of several that compare with a star."""
+    lowest = key.rpartition('/')[2] in ('loss', *(name for name, _, _ in _MEASURES))
+    some = [value for value in values if value is not None]
+    best = (min if lowest else max)(some) if comparable and len(values) > 1 and some else None
+    return [number(v) + '*' * (v is not None and v == best) for v in values]
+
+
+def _table(title: str, labels: Sequence[str], columns: Sequence[tuple[str, list[str]]]) -> Table:
+    """Returns a table of the columns in which some run has a number."""
+    columns = [(name, cells) for name, cells in columns if {*cells} != {page.NOTHING}]
+    head = ['run', *(name for name, _ in columns)]
+    return title, head, [list(row) for row in zip(labels, *(c for _, c in columns), strict=True)]
+
+
+def _run_tables(labels: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Returns a table of the runs, and one of the keys that differ."""
     rows = [
         [
             label,
@@ -180,7 +259,7 @@ def _tables(
         ]
         for label, run in zip(labels, runs, strict=True)
     ]
-    tables.append(('runs', ['run', 'parameters', 'steps', 'tokens/s', 'time'], rows))
+    tables: list[Table] = [('runs', ['run', 'parameters', 'steps', 'tokens/s', 'time'], rows)]
     if keys := _differing_keys(runs):
         rows = [[key, *(text(value) for value in values)] for key, values in keys.items()]
         tables.append(('config', ['key', *labels], rows))
@@ -206,42 +285,85 @@ def _differing_keys(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _charts(
     labels: Sequence[str], runs: Sequence[Mapping[str, Any]], same_tokenizer: bool
 ) -> list[str]:
-    """Returns the figures: validation over steps, and over tokens if they differ; training."""
+    """Returns the figures: validation over steps, and over tokens if they differ; training; tasks.
+
+    Losses of different tasks, or of the same in other proportions, are no two curves of one figure.
+    """
+    of_tokens = all(loss_of_tokens(run['config']) for run in runs)
+    tasks = any(run['config'].get('tasks') for run in runs)
     per_step = [
         run['config']['data']['batch_size'] * run['config']['data']['length'] for run in runs
     ]
-    axes = [('steps', [1] * len(runs))]
+    axes: list[tuple[str, Sequence[float]]] = [('steps', [1] * len(runs))]
     if len(set(per_step)) > 1:
         axes.append(('training tokens', per_step))
-    unit = 'loss (nats per token)' if same_tokenizer else 'bits per byte'
-    scales = [1.0 if same_tokenizer else _bits_per_byte_of_a_nat(run) for run in runs]
-    figures = []
-    for x_label, factors in axes:
-        kinds = [('Validation', 'valid/loss', scales)]
-        if same_tokenizer:
-            kinds.append(('Training', 'train/loss', scales))
-        for title, name, scale in kinds:
-            series = [
-                Series(
-                    label,
-                    [[x * fx, y * fy] for x, y in _curve(run, name)],
-                    'points' if name == 'valid/loss' else 'line',
-                    color,
-                )
-                for color, (label, run, fx, fy) in enumerate(
-                    zip(labels, runs, factors, scale, strict=True)
-                )
-            ]
-            if any(one.points for one in series):
-                svg = chart(
-                    series,
-                    x_label=x_label,
-                    y_label=unit,
-                    prefix=f'figure{len(figures)}',
-                    perplexity=same_tokenizer,
-                )
-                figures.append(page.figure(f'{title} over {x_label}', series, svg))
+    in_nats = same_tokenizer or not of_tokens
+    unit = ('loss (nats per token)' if of_tokens else 'loss') if in_nats else 'bits per byte'
+    ones = [1.0] * len(runs)
+    scales = ones if in_nats else [_bits_per_byte_of_a_nat(run) for run in runs]
+    figures: list[str] = []
+
+    def draw(
+        title: str, name: str, x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]]
+    ) -> None:
+        (x_label, x_scales), (y_label, y_scales) = x, y
+        series = [
+            Series(
+                label,
+                [[x * fx, y * fy] for x, y in _curve(run, name) if math.isfinite(fy)],
+                'line' if name == 'train/loss' else 'points',
+                color,
+            )
+            for color, (label, run, fx, fy) in enumerate(
+                zip(labels, runs, x_scales, y_scales, strict=True)
+            )
+        ]
+        if any(one.points for one in series):
+            svg = chart(
+                series,
+                x_label=x_label,
+                y_label=y_label,
+                prefix=f'figure{len(figures)}',
+                perplexity=y_label == 'loss (nats per token)',
+            )
+            figures.append(page.figure(f'{title} over {x_label}', series, svg))
+
+    for axis in axes:
+        if _same(runs, _weights) or of_tokens and not tasks:
+            draw('Validation', 'valid/loss', axis, (unit, scales))
+        if in_nats and (_same(runs, _shares) or of_tokens and not tasks):
+            draw('Training', 'train/loss', axis, (unit, scales))
+    for title, name in _judged(runs, same_tokenizer).items():
+        draw(title, name, axes[0], (name.rpartition('/')[2], ones))
     return figures
+
+
+def _weights(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's validation loss is made of: objective and weights of each task."""
+    keys, tasks = ('weight', 'final_weight'), run['config'].get('tasks', {})
+    return {
+        name: [part['objective']['name'], *(tasks.get(name, {}).get(key) for key in keys)]
+        for name, part in tasks_as_dicts(run['config']).items()
+    }
+
+
+def _shares(run: Mapping[str, Any]) -> list[Any]:
+    """What its training loss is made of."""
+    return [_weights(run), run['config'].get('multitask')]
+
+
+def _judged(runs: Sequence[Mapping[str, Any]], same_tokenizer: bool) -> dict[str, str]:
+    """Returns by title the curves that each task is judged by: its loss, or what is told rightly."""
+    found = {}
+    for run in runs:
+        for task, part in tasks_as_dicts(run['config']).items():
+            of_tokens = OBJECTIVES[part['objective']['name']].of_tokens
+            kinds = ('loss',) * (bool(task) and same_tokenizer) if of_tokens else _RIGHT
+            for kind in kinds:
+                name = '/'.join(filter(None, ('valid', task, kind)))
+                if run['curves'].get(name):
+                    found[f'Validation {kind}{" of " * bool(task)}{task}'] = name
+    return found
 
 
 def _curve(run: Mapping[str, Any], name: str) -> list[list[float]]:

@@ -269,7 +269,8 @@ class Config:
 
 
 # What an entry of `tasks` may hold. The sections are of the keys that differ for the task.
-TASK_KEYS = ('weight', 'final_weight', 'data', 'objective')
+_SECTIONS = ('data', 'objective', 'generate')
+TASK_KEYS = ('weight', 'final_weight', *_SECTIONS)
 # Keys of `data` that all tasks share.
 _SHARED = frozenset({'tfds_dir', 'cache_dir', 'workers', 'prefetch'})
 
@@ -289,18 +290,28 @@ def tasks(config: Config) -> dict[str, Config]:
                 {**to_dict(getattr(config, section)), **task.get(section, {})},
                 f'tasks.{name}.{section}.',
             )
-            for section in ('data', 'objective')
+            for section in _SECTIONS
         }
         found[name] = dataclasses.replace(config, tasks=types.MappingProxyType({}), **sections)
     return found
 
 
-def task_weights(config: Config) -> dict[str, tuple[float, float]]:
-    """Returns the weight of each task at the first step, and at the last."""
+def tasks_as_dicts(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns what `tasks` does, of a config as nested dicts: that of a report, an older one's too."""
     return {
-        name: (weight := float(task.get('weight', 1.0)), float(task.get('final_weight', weight)))
-        for name, task in sorted(config.tasks.items())
-    }
+        name: {**config, **{key: {**config[key], **task.get(key, {})} for key in _SECTIONS}}
+        for name, task in sorted(config.get('tasks', {}).items())
+    } or {'': config}
+
+
+def task_weights(config: Config) -> dict[str, tuple[float, float]]:
+    """Returns the weight of each task at the first step, and at the last: another if they are scheduled."""
+    found = {}
+    for name, task in sorted(config.tasks.items()):
+        weight = task.get('weight', 1.0)
+        last = task.get('final_weight', weight) if config.multitask.rates == 'scheduled' else weight
+        found[name] = float(weight), float(last)
+    return found
 
 
 def _check_tasks(config: Config) -> None:
@@ -314,7 +325,7 @@ def _check_tasks(config: Config) -> None:
         for key, value in task.items():
             if key not in TASK_KEYS:
                 raise InputError(f'{place}.{key} is not a key of a task.{nearest(key, TASK_KEYS)}')
-            section = key in ('data', 'objective')
+            section = key in _SECTIONS
             if section != isinstance(value, Mapping) or not (
                 section or type(value) in (int, float) and value >= 0
             ):
@@ -359,7 +370,7 @@ _RANGES = {
 
 # Keys that a second start in the same workdir may change: they move the work, not the result.
 RESUMABLE = re.compile(
-    r'mesh\.|log\.|checkpoint\.|generate\.|data\.(cache_dir|workers|prefetch|tfds_dir)$'
+    r'mesh\.|log\.|checkpoint\.|(tasks\.\w+\.)?generate\.|data\.(cache_dir|workers|prefetch|tfds_dir)$'
     r'|model\.(scan_layers|remat|attention_implementation)$|loss\.max_logits_mb$'
     r'|train\.(log_every|eval_every|max_bad_steps)$|eval\.'
 )

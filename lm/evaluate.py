@@ -26,12 +26,12 @@ class Measured(NamedTuple):
     Attributes:
         splits: by split, what `lm.perplexity.perplexity` returns.
         tasks: by split and way, what `lm.translation.measured` returns; and what is predicted of texts.
-        samples: for a report.
+        samples: by task, of those that translate, for a report.
     """
 
     splits: dict[str, dict[str, Any]]
     tasks: dict[str, dict[str, Any]]
-    samples: list[dict[str, str]]
+    samples: dict[str, list[dict[str, str]]]
 
 
 def measure(
@@ -51,7 +51,7 @@ def measure(
         folder: for the translations.
         known: by task and split, what was measured before.
     """
-    found = Measured({}, {}, [])
+    found = Measured({}, {}, {})
     for task, part in run.tasks.items():
         results = found.tasks if part.objective.of_texts else found.splits
         prefix = f'{task} ' if task else ''
@@ -62,9 +62,8 @@ def measure(
             from lm import translation  # sacreBLEU takes a while to import.
 
             names = [name for name in ('test', 'valid') if name in splits[task]][:1]
-            made, samples = translation.evaluate(part, params, names, folder / task)
+            made, found.samples[task] = translation.evaluate(part, params, names, folder / task)
             found.tasks.update({f'{prefix}{name}': values for name, values in made.items()})
-            found.samples.extend(samples)
         links = link_prediction.evaluate(part, params)
         found.tasks.update({f'{prefix}{name}': values for name, values in links.items()})
     return found

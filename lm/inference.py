@@ -190,10 +190,12 @@ class LanguageModel:
             return _logits(self.run.steps.model, self.params, jnp.asarray(tokens, jnp.int32))
 
     def samples(self, config: GenerateConfig, seed: int) -> list[dict[str, str]]:
-        """Returns `{'prompt', 'text'}` of each prompt's continuations, for a report."""
+        """Returns `{'prompt', 'text'}` of each prompt's continuations, for a report.
+
+        There are none where the objective trains nothing that writes.
+        """
         prompts = [prompt for prompt in config.prompts for _ in range(config.samples)]
-        goes_on = isinstance(self.run.steps.model, Decoder) or self.run.objective.writes
-        if not prompts or not goes_on:
+        if not prompts or not OBJECTIVES[self.run.objective.name].generates:
             return []
         texts = self.generate(prompts, seed=seed, **sampling(config))
         return [{'prompt': p, 'text': t} for p, t in zip(prompts, texts, strict=True)]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from lm import config as configs
 from lm import mesh, optimizers, plots
 from lm import run as runs
+from lm.objectives import loss_of_tokens
 from lm.step import Steps
 from lm.writer import Progress, atomic_write
 
@@ -69,5 +70,6 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
     suggestion = plots.suggest_learning_rate([r for r, _ in points], [x for _, x in points])
     content = {'suggestion': suggestion, 'points': points}
     atomic_write(workdir / 'lr_find.json', json.dumps(content) + '\n')
-    plots.learning_rate_plot(points, suggestion, workdir / 'lr_find.png')
+    label = 'loss (nats per token)' if loss_of_tokens(configs.to_dict(config)) else 'loss'
+    plots.learning_rate_plot(points, suggestion, workdir / 'lr_find.png', label)
     return suggestion

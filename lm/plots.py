@@ -239,7 +239,7 @@ def suggest_learning_rate(learning_rates: Sequence[float], losses: Sequence[floa
 
     Args:
         learning_rates: of each step of the test, positive.
-        losses: of each step, in nats a token; those that are not finite are left out.
+        losses: of each step; those that are not finite are left out.
 
     Raises:
         InputError: fewer than 8 losses are finite, or the loss never falls.
@@ -273,14 +273,18 @@ def suggest_learning_rate(learning_rates: Sequence[float], losses: Sequence[floa
 
 
 def learning_rate_plot(
-    points: Sequence[tuple[float, float | None]], suggestion: float, output: str | Path
+    points: Sequence[tuple[float, float | None]],
+    suggestion: float,
+    output: str | Path,
+    y_label: str = 'loss (nats per token)',
 ) -> Path:
     """Draws a learning-rate range test, with the suggested value marked, as a PNG.
 
     Args:
-        points: pairs (learning rate, loss in nats a token), in the order of the test.
+        points: pairs (learning rate, loss), in the order of the test.
         suggestion: see `suggest_learning_rate`.
         output: path of the PNG; written whole or not at all.
+        y_label: with its unit.
     """
     from matplotlib.figure import Figure
 
@@ -307,7 +311,7 @@ def learning_rate_plot(
     axes.set_ylim(low - 0.1 * (start - low), start + 0.25 * (start - low) or None)
     axes.set_xscale('log')
     axes.set_xlabel('learning rate (log scale)')
-    axes.set_ylabel('training loss (nats per token)')
+    axes.set_ylabel(f'training {y_label}')
     axes.grid(alpha=0.3)
     for side in ('top', 'right'):
         axes.spines[side].set_visible(False)

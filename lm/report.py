@@ -12,9 +12,9 @@ from typing import Any
 
 from lm import page
 from lm.compare import compare
-from lm.config import differences, flatten
+from lm.config import differences, flatten, tasks_as_dicts
 from lm.environment import environment
-from lm.objectives import OBJECTIVES
+from lm.objectives import OBJECTIVES, loss_of_tokens
 from lm.page import number, text
 from lm.plots import (
     Series,
@@ -63,9 +63,10 @@ SPLIT_COLUMNS = (
     ('bytes', 'bytes', 4),
 )
 
-# The charts: title, curves, label of the y axis. Curves of other names come after them.
+# The charts: title, curves, label of the y axis (of the loss, its unit may follow). Curves of other names
+# come after them.
 CHARTS = (
-    ('Loss', ('train/loss', 'valid/loss'), 'loss (nats per token)'),
+    ('Loss', ('train/loss', 'valid/loss'), 'loss'),
     ('Learning rate', ('train/learning_rate',), 'learning rate'),
     ('Throughput', ('train/tokens_per_second',), 'tokens per second'),
     ('Gradient norm', ('train/grad_norm',), 'global norm of the gradient'),
@@ -106,8 +107,8 @@ def write(workdir: str | Path, report: Mapping[str, Any], defaults: Mapping[str,
     Args:
         workdir: the run's folder.
         report: all of `KEYS`. `finished` is a bool; a sample is `{'prompt': str, 'text': str}`, where
-            `text` is what follows the prompt; an entry of `history` is a dict such as
-            `{'event': 'resume', 'step': 250, 'time': seconds since 1970}`.
+            `text` is what follows the prompt, and of several tasks `'task'`; an entry of `history` is a
+            dict such as `{'event': 'resume', 'step': 250, 'time': seconds since 1970}`.
         defaults: the base config as nested dicts, to mark what differs from it.
 
     Returns:
@@ -173,17 +174,10 @@ def method(config: Mapping[str, Any]) -> str:
     """Returns how the perplexities were computed, in words."""
     used = config['eval']['checkpoint']
     of = '' if used == 'latest' else f' Of the checkpoint `{used}`.'
-    parts = {
-        name: {
-            **config,
-            **{key: {**config[key], **task.get(key, {})} for key in ('data', 'objective')},
-        }
-        for name, task in config['tasks'].items()
-    }
-    if not parts:
+    if not config['tasks']:
         return _method(config) + of
     said: dict[str, list[str]] = {}
-    for name, part in parts.items():
+    for name, part in tasks_as_dicts(config).items():
         if not OBJECTIVES[part['objective']['name']].of_texts:
             said.setdefault(_method(part), []).append(name)
     return ' '.join(f'{", ".join(names)}: {words}' for words, names in said.items()) + of
@@ -255,7 +249,9 @@ def markdown(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         parts += ['As `configs/base.py`.\n']
     if report['samples']:
         parts += ['## Samples\n']
-        parts += [page.markdown_block(s['prompt'] + s['text']) for s in report['samples'][:2]]
+        for task, samples in _by_task(report['samples']).items():
+            parts += [f'### {page.markdown_text(task)}\n'] * bool(task)
+            parts += [page.markdown_block(s['prompt'] + s['text']) for s in samples[:2]]
     return '\n'.join(parts)
 
 
@@ -299,7 +295,8 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         parts.append(page.section('Perplexity', page.table(*split_rows(report['splits'])) + note))
     if report['tasks']:
         parts.append(page.section('Tasks', page.table(*_task_rows(report['tasks']))))
-    parts.append(page.section('Curves', _charts(report['curves'])))
+    of_tokens = loss_of_tokens(report['config'])
+    parts.append(page.section('Curves', _charts(report['curves'], of_tokens)))
     if report['samples']:
         parts.append(page.section('Samples', _samples(report['samples'])))
     if speed := _throughput(report['throughput']):
@@ -311,13 +308,17 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     return page.page(report['name'], status(report), '\n'.join(parts))
 
 
-def _charts(found: Mapping[str, Sequence[Sequence[float]]]) -> str:
+def _charts(found: Mapping[str, Sequence[Sequence[float]]], of_tokens: bool) -> str:
+    """Returns the figures; `of_tokens` says that the loss is nats a token."""
     figures, extra, used = [], [], set()
     for title, names, label in (*CHARTS, *_task_charts(found)):
         present = [name for name in names if found.get(name)]
         used |= set(present)
         if present:
-            figures.append(_figure(title, {n: found[n] for n in present}, label, len(figures)))
+            perplexity = of_tokens and title == 'Loss'
+            label += ' (nats per token)' * perplexity
+            curves = {n: found[n] for n in present}
+            figures.append(_figure(title, curves, label, len(figures), perplexity))
     for name in found:
         if name not in used and found[name]:
             count = len(figures) + len(extra)
@@ -326,8 +327,10 @@ def _charts(found: Mapping[str, Sequence[Sequence[float]]]) -> str:
     if extra:
         body += f'<details><summary>{len(extra)} more</summary><div class="charts">'
         body += f'{"".join(extra)}</div></details>'
-    note = '<p class="note">Pale: as logged. Strong: smoothed over 4 % of the points. '
-    return body + note + 'The loss of the first 2 % of the steps may lie above the top.</p>'
+    note = 'Pale: as logged. Strong: smoothed over 4 % of the points.'
+    if of_tokens:
+        note += ' The loss of the first 2 % of the steps may lie above the top.'
+    return f'{body}<p class="note">{note}</p>'
 
 
 def _task_charts(found: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], str]]:
@@ -341,7 +344,9 @@ def _task_charts(found: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], s
     return charts
 
 
-def _figure(title: str, found: Mapping[str, Sequence], label: str, count: int) -> str:
+def _figure(
+    title: str, found: Mapping[str, Sequence], label: str, count: int, perplexity: bool = False
+) -> str:
     series = []
     for color, (name, points) in enumerate(found.items()):
         # What tells them apart: train or valid, or the task.
@@ -358,16 +363,26 @@ def _figure(title: str, found: Mapping[str, Sequence], label: str, count: int) -
         x_label='steps',
         y_label=label,
         prefix=f'figure{count}',
-        perplexity=title == 'Loss',
+        perplexity=perplexity,
         zero=all(y is None or y >= 0 for points in found.values() for _, y in points),
     )
     return page.figure(title, series, svg)
 
 
 def _samples(samples: Sequence[Mapping[str, str]]) -> str:
-    return '<p class="note">The prompt is bold and coloured.</p>' + ''.join(
-        f'<pre><b>{page.escape(s["prompt"])}</b>{page.escape(s["text"])}</pre>' for s in samples
-    )
+    body = '<p class="note">The prompt is bold and coloured.</p>'
+    for task, some in _by_task(samples).items():
+        body += f'<h3>{page.escape(task)}</h3>' * bool(task) + ''.join(
+            f'<pre><b>{page.escape(s["prompt"])}</b>{page.escape(s["text"])}</pre>' for s in some
+        )
+    return body
+
+
+def _by_task(samples: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for sample in samples:
+        found.setdefault(sample.get('task', ''), []).append(sample)
+    return found
 
 
 def _config(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

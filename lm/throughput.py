@@ -7,7 +7,7 @@ There are two conventions for MFU, and figures of one are not to be held against
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lm.config import ModelConfig
@@ -49,6 +49,26 @@ def flops_per_token(
     width = model.num_heads * model.head_dim or model.embed_dim
     attention = 12 * model.num_layers * width * length
     return 6 * (parameters - looked_up) + (attention / 2 if causal else attention)
+
+
+def encoder_flops_per_token(
+    parts: Sequence[tuple[int, float]], model: ModelConfig, length: int
+) -> float:
+    """Returns the FLOPs of one token's training step in an encoder, counted as those of a decoder.
+
+    A parameter in a matrix product takes 2 forward, and 4 backward: 2 for the gradient of each factor.
+    Layers have all tokens, heads only those that are asked about. In attention each of N layers compares
+    a token with T others, and adds up as many values: two products of 2 H K T, and three times that with
+    the backward pass, 12 N H K T. It is the whole square, as an encoder sees both sides.
+
+    Args:
+        parts: parameters that are in products, and which part of the tokens goes through them.
+        model: the encoder's.
+        length: T.
+    """
+    width = model.num_heads * model.head_dim or model.embed_dim
+    products = sum(parameters * share for parameters, share in parts)
+    return 6 * products + 12 * model.num_layers * width * length
 
 
 class Meter:

@@ -25,6 +25,8 @@ from lm.data.mixture import Item, Mixture
 from lm.errors import RunStopped
 from lm.evaluate import measure
 from lm.inference import LanguageModel, chosen, parameters
+from lm.models import Decoder, Encoder
+from lm.objectives import OBJECTIVES
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import TrainState, evaluated_params
@@ -354,23 +356,12 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             for task, parts in loop.splits.items()
         }
         known = {task: {'valid': result} for task, result in known.items()}
-        results, tasks, samples = measure(run, params, splits, workdir / 'predictions', known)
-        first = next(iter(run.tasks.values()))
-        samples = samples or LanguageModel(first, params).samples(config.generate, config.seed)
-    decoder = config.model.architecture == 'decoder'  # Others are not counted yet.
-    flops = {
-        name: throughput.flops_per_token(
-            run.steps.parameters,
-            config.model,
-            config.data.length,
-            run.steps.model.vocab_size,
-            causal=causal,
-        )
-        if decoder
-        else None
-        for name, causal in (('mfu', False), ('mfu_causal', True))
-    }
-    measured = loop.meter.summary(flops, list(run.mesh.devices.flat))
+        results, tasks, made = measure(run, params, splits, workdir / 'predictions', known)
+        for task, part in run.tasks.items():
+            model = LanguageModel(part, params)
+            some = made.get(task) or model.samples(part.config.generate, config.seed)
+            samples += [sample | ({'task': task} if task else {}) for sample in some]
+    measured = loop.meter.summary(flops_per_token(run), list(run.mesh.devices.flat))
     if not loop.meter.rates:  # Nothing was left to train: an earlier start measured it.
         measured = _earlier_throughput(workdir) or measured
     written = {
@@ -391,6 +382,36 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     if jax.process_index() == 0:
         report.write(workdir, written, configs.defaults())
     return written
+
+
+def flops_per_token(run: Run) -> dict[str, float | None]:
+    """Returns the FLOPs of one token's training step, by the share that they make; None is not known.
+
+    That is so of encoder-decoders, since the tokens that are counted are those of targets, and sources are
+    as long as they are; of encoders with a second stream, or that several tasks share; and of ELECTRA.
+    """
+    config, model, shapes = run.config, run.steps.model, run.steps.shapes.params
+    length = config.data.length
+    if isinstance(model, Decoder):
+        facts = run.steps.parameters, config.model, length, model.vocab_size
+        return {
+            'mfu': throughput.flops_per_token(*facts),
+            'mfu_causal': throughput.flops_per_token(*facts, causal=True),
+        }
+    found = {'mfu': None, 'mfu_causal': None}
+    if not isinstance(model, Encoder) or model.streams or run.others:
+        return found
+    if config.model.position == 'transformer_xl':  # It multiplies distances too.
+        return found
+    most = OBJECTIVES[config.objective.name].predictions(length, config.objective)
+    used = {'layers': 1.0, 'embed_projection': 1.0}
+    for name, head in model.heads:
+        asked = 1 if head.kind == 'pooled' else most
+        used[f'head_{name}'] = asked / length
+        if head.kind != 'pooled':
+            used['embed'] = asked / length
+    parts = [(tree.size(shapes[name]), share) for name, share in used.items() if name in shapes]
+    return found | {'mfu': throughput.encoder_flops_per_token(parts, config.model, length)}
 
 
 def _described(result: Mapping[str, Any]) -> str:

@@ -79,6 +79,30 @@ def test_an_int_serves_where_a_float_is_wanted():
     assert config.parse(lm.get_config('base', model={'dropout': 0})).model.dropout == 0.0
 
 
+@pytest.mark.parametrize(
+    ('rates', 'weights'),
+    [('fixed', (0.5, 0.5)), ('progress', (0.5, 0.5)), ('scheduled', (0.5, 2.0))],
+)
+def test_only_a_schedule_has_last_weights(rates, weights):
+    base = lm.get_config('base', multitask={'rates': rates})
+    with base.unlocked():
+        base.tasks = {'a': {'weight': 0.5, 'final_weight': 2}, 'b': {}}
+    assert config.task_weights(config.parse(base)) == {'a': weights, 'b': (1.0, 1.0)}
+
+
+def test_tasks_of_a_report_are_those_of_the_run():
+    base = lm.get_config('base')
+    with base.unlocked():
+        base.tasks = {'a': {'data': {'length': 8}, 'generate': {'prompts': ('',)}}, 'b': {}}
+    parsed = config.parse(base)
+    found = config.tasks_as_dicts(config.to_dict(parsed))
+    for name, task in config.tasks(parsed).items():
+        expected = config.to_dict(task)
+        for section in ('data', 'objective', 'generate', 'model'):
+            assert found[name][section] == expected[section]
+    assert list(found) == ['a', 'b']
+
+
 def test_missing_config_file_names_the_nearest():
     with pytest.raises(InputError, match='configs/quickstart.py'):
         config.load(ROOT / 'configs' / 'quikstart.py')

@@ -128,6 +128,40 @@ def test_text_to_text(tmp_path):
 
 
 @pytest.mark.slow
+def test_every_task_that_writes_has_samples(tmp_path):
+    """One translates, one goes on with prompts of its own, and one only fills in."""
+    tasks = {
+        'upper': {'data': {'train': '#0,1', 'valid': '#0,1'}, 'objective': {'name': 'seq2seq'}},
+        'more': {'objective': {'name': 'ul2'}, 'generate': {'prompts': ('the cat', 'a dog')}},
+        'noised': {'objective': {'name': 'denoising'}, 'weight': 3.0, 'final_weight': 9.0},
+    }
+    config = make_config(
+        tmp_path,
+        tasks,
+        steps=2,
+        tokenizer={'sentinels': 30},
+        model={'architecture': 'encoder_decoder', 'attention': ('causal',), 'token_types': 0},
+        eval={'beams': 0},
+        generate={'samples': 2, 'max_tokens': 4},
+    )
+    report = lm.train(config, tmp_path / 'run')
+    of = {task: [s for s in report['samples'] if s['task'] == task] for task in tasks}
+    assert [sample['prompt'] for sample in of['more']] == ['the cat'] * 2 + ['a dog'] * 2
+    assert len(of['upper']) > 10
+    assert not of['noised']
+    page = (tmp_path / 'run/report.html').read_text()
+    assert re.findall('<h3>(.*?)</h3>', page) == ['more', 'upper']
+    markdown = (tmp_path / 'run/report.md').read_text()
+    assert re.findall('^### (.*)$', markdown, re.MULTILINE) == ['more', 'upper']
+    # Rates that are fixed have no last weights, and the validation loss is of the first.
+    (((_, whole),), *parts) = (
+        report['curves'][f'valid/{name}loss'] for name in ('', 'more/', 'noised/', 'upper/')
+    )
+    more, noised, upper = (loss for ((_, loss),) in parts)
+    assert whole == pytest.approx((more + 3 * noised + upper) / 5)
+
+
+@pytest.mark.slow
 def test_all_tasks_are_learnt(tmp_path):
     config = make_config(
         tmp_path, steps=60, multitask={'mode': 'joint'}, optimizer={'learning_rate': 1e-2}

@@ -557,7 +557,6 @@ def test_a_run_keeps_the_tokenizer(tmp_path):
         model={'num_layers': 1, 'embed_dim': 32, 'num_heads': 2},
         schedule={'warmup_steps': 1},
         train={'steps': 2, 'eval_every': 0},
-        schedule={'warmup_steps': 1},
         generate={'max_tokens': 4, 'prompts': ('the',), 'samples': 1},
         log={'tensorboard': False},
     )

@@ -227,6 +227,17 @@ def test_reports_of_runs_that_lack_something(tmp_path, changes):
     assert 'nan' not in reader.text.lower()
 
 
+@pytest.mark.parametrize('name', ['causal', 'classification'])
+def test_only_nats_of_tokens_have_a_perplexity(tmp_path, name):
+    made = make(tmp_path / 'run', config={'objective.name': name})
+    markup = report.write(tmp_path / 'run', made, BASE).read_text()
+    (figure,) = re.findall('<figure><figcaption>Loss<.*?</figure>', markup, re.DOTALL)
+    for part in ('>loss (nats per token)<', '>perplexity<'):
+        assert (part in figure) == (name == 'causal')
+    assert ('>loss<' in figure) == (name == 'classification')
+    assert ('may lie above the top' in markup) == (name == 'causal')
+
+
 def test_curves_count_a_step_once_and_keep_spikes(tmp_path):
     steps = 50_000
     losses = np.ones(steps)
@@ -412,6 +423,95 @@ def test_compare_tests_translations_against_the_first_run(tmp_path):
     assert (
         'test, beam 4' in assert_stands_alone((tmp_path / 'out' / 'compare.html').read_text()).text
     )
+
+
+TASKS = {
+    'cats': {'objective': {'name': 'classification'}},
+    'graph': {},
+    'pairs': {'objective': {'name': 'contrastive'}},
+    'text': {'objective': {'name': 'masked', 'pairs': 'next'}},
+}
+
+
+def write_tasks(folder, accuracy, size=16, weight=1.0, rates='fixed'):
+    """A run of several tasks, whose measures are all made of one of them."""
+    of_texts = {'loss': 1 - accuracy, 'accuracy': accuracy, 'texts': 100}
+    links = {'mrr': accuracy, 'hits@1': 0.1, 'hits@10': accuracy, 'questions': 12, 'signature': 's'}
+    pair = {'pair/loss': 1 - accuracy, 'pair/accuracy': accuracy}
+    unknown = {'bits_per_byte': None, 'word_perplexity': None, 'words': None, 'bytes': None}
+    curves = {'train/loss': [[10, 2.0], [20, 1.0]], 'valid/loss': [[10, 2.0], [20, 1.0]]}
+    curves |= {f'valid/{task}/loss': [[10, 2.0], [20, 1.0]] for task in TASKS}
+    curves |= {f'valid/{task}/accuracy': [[10, 0.1], [20, accuracy]] for task in TASKS}
+    made = make(
+        folder,
+        splits={'text valid': split(3 - accuracy) | unknown | pair},
+        tasks={
+            'cats valid': of_texts,
+            'graph test, all 135 candidates': links,
+            'pairs valid': of_texts,
+        },
+        curves=curves,
+        config={'data.batch_size': size, 'multitask.rates': rates},
+    )
+    made['config']['tasks'] = {**TASKS, 'cats': {**TASKS['cats'], 'weight': weight}}
+    report.write(folder, made, BASE)
+    return folder
+
+
+def test_compare_puts_the_measures_of_tasks_side_by_side(tmp_path):
+    a, b = write_tasks(tmp_path / 'a', 0.5), write_tasks(tmp_path / 'b', 0.75)
+    shown = report.compare([a, b], tmp_path / 'out')
+    rows = [re.split(r'  +', line) for line in shown.splitlines()]
+    for row in (
+        ['cats valid', 'loss', 'accuracy'],
+        ['a', '0.5000', '0.5000'],
+        ['b', '0.2500*', '0.7500*'],
+        ['graph test, all 135 candidates', 'mrr', 'hits@1', 'hits@10'],
+        ['b', '0.7500*', '0.1000*', '0.7500*'],
+        ['text valid', 'perplexity', 'pair loss', 'pair accuracy'],
+        ['b', '9.488*', '0.2500*', '0.7500*'],
+    ):
+        assert row in rows
+    assert rows.count(['b', '0.2500*', '0.7500*']) == 2  # cats and pairs
+    assert max(map(len, shown.splitlines())) <= 100
+    assert 'differ between the runs' not in shown
+    reader = assert_stands_alone((tmp_path / 'out' / 'compare.html').read_text())
+    for title in (
+        'Validation over steps',
+        'Training over steps',
+        'Validation accuracy of cats over steps',
+        'Validation loss of text over steps',
+    ):
+        assert title in reader.text
+    assert 'Validation accuracy of text' not in reader.text
+    assert '| cats valid |' not in (tmp_path / 'out' / 'compare.md').read_text()
+    assert r'| b | 0.2500\* | 0.7500\* |' in (tmp_path / 'out' / 'compare.md').read_text()
+
+
+def test_compare_marks_no_best_of_what_differs(tmp_path):
+    a, b = write_tasks(tmp_path / 'a', 0.5), write_tasks(tmp_path / 'b', 0.75, size=32)
+    one = write_run(tmp_path / 'one')
+    shown = report.compare([a, b, one], tmp_path / 'out')
+    rows = [re.split(r'  +', line) for line in shown.splitlines()]
+    assert rows.count(['b', '0.2500*', '0.7500*']) == 1  # cats
+    assert rows.count(['b', '0.2500', '0.7500']) == 1  # pairs, told from more others
+    assert "The texts of 'pairs valid', or how they are measured, differ" in shown
+    # A run without the tasks is in none of their tables.
+    assert sum(row[0] == 'one' for row in rows) == 4  # Of the splits, and of the runs.
+
+
+@pytest.mark.parametrize(
+    ('changes', 'validation', 'training'),
+    [({}, True, True), ({'rates': 'progress'}, True, False), ({'weight': 2.0}, False, False)],
+)
+def test_losses_of_other_mixtures_are_in_no_figure(tmp_path, changes, validation, training):
+    a, b = write_tasks(tmp_path / 'a', 0.5), write_tasks(tmp_path / 'b', 0.75, **changes)
+    report.compare([a, b], tmp_path / 'out')
+    markup = (tmp_path / 'out' / 'compare.html').read_text()
+    assert ('Validation over steps' in markup) == validation
+    assert ('Training over steps' in markup) == training
+    assert 'Validation loss of graph over steps' in markup
+    assert 'nats per token' not in markup
 
 
 def test_a_tokenizer_is_known_by_its_file(tmp_path):

@@ -20,11 +20,13 @@ there is `encoder_inputs` int32 [s].
 
 import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
-from lm.config import ObjectiveConfig
+from lm.config import ObjectiveConfig, tasks_as_dicts
 from lm.errors import InputError, lookup
 from lm.objectives.causal import causal
 from lm.objectives.classification import class_of, classification, value_of
@@ -73,6 +75,9 @@ class Objective:
             'both' sides of it.
         takes_codes: control codes (`lm.codes`) may stand before the text of a window.
         measured: what the loss is of, for a report; '' where `whole` says it.
+        of_tokens: the loss is that of telling tokens, nats a token; exp of it is a perplexity.
+        in_batch: a text is told from the others of its batch, so that its size makes it easy or hard.
+        generates: what it trains writes: the rest of a text, or another text.
         prompt: spec -> how an encoder-decoder of it is given a text.
     """
 
@@ -93,6 +98,9 @@ class Objective:
     sees: str = 'before'
     takes_codes: bool = False
     measured: str = ''
+    of_tokens: bool = True
+    in_batch: bool = False
+    generates: bool = False
     prompt: Callable[[Spec], Prompt] = whole_text
 
     @property
@@ -116,6 +124,7 @@ OBJECTIVES: dict[str, Objective] = {
         slides=lambda options: True,
         whole=True,
         takes_codes=True,
+        generates=True,
     ),
     'prefix': Objective(
         prefix,
@@ -127,6 +136,7 @@ OBJECTIVES: dict[str, Objective] = {
         sees='prefix',
         takes_codes=True,
         measured='These stand after a prefix of random length.',
+        generates=True,
     ),
     'masked': Objective(
         masked,
@@ -158,6 +168,7 @@ OBJECTIVES: dict[str, Objective] = {
         predictions=most_masked,
         sees='both',
         measured='These are all: for each it says whether the generator made it up, in nats a token.',
+        of_tokens=False,
     ),
     'span_corruption': Objective(
         span_corruption,
@@ -176,6 +187,7 @@ OBJECTIVES: dict[str, Objective] = {
         needs=SENTINELS,
         sentinels=lambda n, spec: mixture_sentinels(n, spec.options.denoisers),
         measured='These are the hidden spans and what names them.',
+        generates=True,
         prompt=to_be_continued,
     ),
     'denoising': Objective(
@@ -194,6 +206,7 @@ OBJECTIVES: dict[str, Objective] = {
         takes=PAIR,
         writes=True,
         whole=True,
+        generates=True,
         prompt=lambda spec: whole_text(spec)._replace(before=()),
     ),
     'classification': Objective(
@@ -205,6 +218,7 @@ OBJECTIVES: dict[str, Objective] = {
         label=class_of,
         labels=lambda options: True,
         sees='both',
+        of_tokens=False,
     ),
     'similarity': Objective(
         classification,
@@ -215,6 +229,7 @@ OBJECTIVES: dict[str, Objective] = {
         label=value_of,
         labels=lambda options: True,
         sees='both',
+        of_tokens=False,
     ),
     'contrastive': Objective(
         contrastive,
@@ -224,8 +239,28 @@ OBJECTIVES: dict[str, Objective] = {
         takes=PAIR,
         labels=lambda options: True,
         sees='both',
+        of_tokens=False,
+        in_batch=True,
     ),
 }
+
+
+def loss_of_tokens(config: Mapping[str, Any]) -> bool:
+    """Returns whether the loss that a run logs is nats a token, so that exp of it is a perplexity.
+
+    With several tasks it is all that is minimised: each of them must be of tokens, without a term for
+    labels beside, and nothing added for training.
+
+    Args:
+        config: as nested dicts.
+    """
+    parts = tasks_as_dicts(config).values()
+    entries = [(OBJECTIVES[part['objective']['name']], part['objective']) for part in parts]
+    if not all(entry.of_tokens for entry, _ in entries):
+        return False
+    added = config['loss']['label_smoothing'] or config['loss']['z_loss']
+    labels = any(entry.labels(SimpleNamespace(**options)) for entry, options in entries)
+    return not config.get('tasks') or not (added or labels)
 
 
 def window(objective: Objective, spec: Spec) -> int:

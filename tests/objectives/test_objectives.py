@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+import lm
 from lm.errors import InputError
-from lm.objectives import OBJECTIVES, check, window
+from lm.objectives import OBJECTIVES, check, loss_of_tokens, window
 from tests.objectives.specs import OPTIONS, make_spec, make_window
 
 DTYPES = {
@@ -254,3 +255,27 @@ def test_special_ids_may_stand_anywhere(name, changes):
     prompt = OBJECTIVES[name].prompt
     expected = tuple(tuple(to[list(part)]) for part in prompt(spec))
     assert prompt(dataclasses.replace(spec, vocabulary=moved)) == expected
+
+
+TOKENS = {'a': {}, 'b': {'objective': {'name': 'permutation'}}}
+
+
+@pytest.mark.parametrize(
+    ('objective', 'tasks', 'loss', 'expected'),
+    [
+        *(({'name': name}, {}, {}, True) for name in ('causal', 'masked', 'seq2seq', 'ul2')),
+        *(({'name': name}, {}, {}, False) for name in ('classification', 'similarity')),
+        *(({'name': name}, {}, {}, False) for name in ('contrastive', 'replaced')),
+        # One task's loss is its first term, in nats; that of several is all that is minimised.
+        ({'name': 'masked', 'pairs': 'next'}, {}, {'z_loss': 1e-4}, True),
+        ({'name': 'masked'}, TOKENS, {}, True),
+        ({'name': 'masked', 'pairs': 'next'}, TOKENS, {}, False),
+        ({'name': 'masked'}, TOKENS, {'label_smoothing': 0.1}, False),
+        ({'name': 'masked'}, {'a': {}, 'b': {'objective': {'name': 'similarity'}}}, {}, False),
+    ],
+)
+def test_which_losses_are_nats_of_tokens(objective, tasks, loss, expected):
+    base = lm.get_config('base', objective=objective, loss={'z_loss': 0.0} | loss)
+    with base.unlocked():
+        base.tasks = tasks
+    assert loss_of_tokens(base.to_dict()) == expected
