@@ -110,6 +110,8 @@ def _load(folder: Path) -> dict[str, Any]:
         report = json.loads(path.read_text())
     except ValueError:
         raise InputError(f"'{path}' is not whole JSON: train the run to its end again.") from None
+    # A report may be older than runs of several tasks are.
+    report['config'] = {'tasks': {}, 'multitask': {}, **report['config']}
     if not report['finished']:
         raise InputError(
             f"run '{folder}' is not finished (step {report['steps']} of "
@@ -145,7 +147,7 @@ def _basis(run: Mapping[str, Any], task: str) -> list[Any]:
     """What a run's measures of a task rest on: where they differ, the numbers do not compare."""
     found = [run['tasks'][task].get(key) for key in _BASIS]
     configs = tasks_as_dicts(run['config'])
-    config = configs.get(task.partition(' ')[0]) or configs['']
+    config = configs[task.partition(' ')[0] if run['config']['tasks'] else '']
     if OBJECTIVES[config['objective']['name']].in_batch:
         rows = config['data']['batch_size'] // config['optimizer']['accumulation']
         found.append(config['eval']['batch_size'] or rows)
@@ -290,7 +292,7 @@ def _charts(
     Losses of different tasks, or of the same in other proportions, are no two curves of one figure.
     """
     of_tokens = all(loss_of_tokens(run['config']) for run in runs)
-    tasks = any(run['config'].get('tasks') for run in runs)
+    tasks = any(run['config']['tasks'] for run in runs)
     per_step = [
         run['config']['data']['batch_size'] * run['config']['data']['length'] for run in runs
     ]
@@ -340,7 +342,7 @@ def _charts(
 
 def _weights(run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's validation loss is made of: objective and weights of each task."""
-    keys, tasks = ('weight', 'final_weight'), run['config'].get('tasks', {})
+    keys, tasks = ('weight', 'final_weight'), run['config']['tasks']
     return {
         name: [part['objective']['name'], *(tasks.get(name, {}).get(key) for key in keys)]
         for name, part in tasks_as_dicts(run['config']).items()
@@ -349,7 +351,7 @@ def _weights(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shares(run: Mapping[str, Any]) -> list[Any]:
     """What its training loss is made of."""
-    return [_weights(run), run['config'].get('multitask')]
+    return [_weights(run), run['config']['multitask']]
 
 
 def _judged(runs: Sequence[Mapping[str, Any]], same_tokenizer: bool) -> dict[str, str]:

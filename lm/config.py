@@ -297,10 +297,10 @@ def tasks(config: Config) -> dict[str, Config]:
 
 
 def tasks_as_dicts(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Returns what `tasks` does, of a config as nested dicts: that of a report, an older one's too."""
+    """Returns what `tasks` does, of a config as nested dicts, such as a report's."""
     return {
         name: {**config, **{key: {**config[key], **task.get(key, {})} for key in _SECTIONS}}
-        for name, task in sorted(config.get('tasks', {}).items())
+        for name, task in sorted(config['tasks'].items())
     } or {'': config}
 
 

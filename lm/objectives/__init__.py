@@ -260,7 +260,7 @@ def loss_of_tokens(config: Mapping[str, Any]) -> bool:
         return False
     added = config['loss']['label_smoothing'] or config['loss']['z_loss']
     labels = any(entry.labels(SimpleNamespace(**options)) for entry, options in entries)
-    return not config.get('tasks') or not (added or labels)
+    return not config['tasks'] or not (added or labels)
 
 
 def window(objective: Objective, spec: Spec) -> int:
