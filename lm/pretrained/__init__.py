@@ -226,24 +226,21 @@ def save(
 
 def _fitting(name: str, config: configs.Config, params: Any) -> tuple[Family, dict[str, Any]]:
     """Returns the family of a model, and its config there."""
-    if name:
-        family = lookup(FAMILIES, name, '--family')
-        theirs = convert.config_for(family, config)
-        convert.pieces(family, config.model, params)
-        return family, theirs
+    rows = params['embed']['embedding'].shape[0]
+    model = dataclasses.replace(config.model, vocab_size=rows, vocab_multiple=1)
+    config = dataclasses.replace(config, model=model)
+    chosen = [lookup(FAMILIES, name, '--family')] if name else FAMILIES.values()
     reasons = []
-    for family in FAMILIES.values():
+    for family in chosen:
         try:
             theirs = convert.config_for(family, config)
-            convert.pieces(family, config.model, params)
-        except InputError as error:
-            reasons.append(str(error))
-            continue
-        return family, theirs
-    raise InputError(
-        f'no family that is known has the form of this model. With --family=NAME it says why; for '
-        f'example {reasons[0]}'
-    )
+            convert.pieces(family, model, params)
+        except convert.Unfit as error:
+            reasons.append(error)
+        else:
+            return family, theirs
+    nearest = min(reasons, key=lambda error: error.distance)
+    raise InputError(f'this model has the form of no family that is known; the nearest: {nearest}')
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def config_for(family: Family, config: Config) -> dict[str, Any]:
     """Returns their config of ours, without what tokenizers decide.
 
     Raises:
-        InputError: the model is not of this family; says why.
+        Unfit: the model is not of this family; says why.
     """
     ours = {f'model.{name}': value for name, value in dataclasses.asdict(config.model).items()}
     found = resolved(config.model)
@@ -90,14 +90,27 @@ def config_for(family: Family, config: Config) -> dict[str, Any]:
             theirs |= entry.write(ours)
         back = _parsed_model(family, {**theirs, TENSORS: names})
     except InputError as error:
-        raise InputError(f"the family '{family.name}' has no such model: {error}") from None
-    for name, value in resolved(back).items():
-        if name in found and not _alike(found[name], value):
-            raise InputError(
-                f"the family '{family.name}' has config.model.{name} = {value!r}, and this model "
-                f'{found[name]!r}.'
-            )
+        raise Unfit(f"the family '{family.name}' has no such model: {error}") from None
+    wrong = [
+        f'config.model.{name} = {value!r} and not {found[name]!r}'
+        for name, value in resolved(back).items()
+        if name in found and not _alike(found[name], value)
+    ]
+    if wrong:
+        raise Unfit(f"the family '{family.name}' has {', '.join(wrong)}.", len(wrong))
     return theirs
+
+
+class Unfit(InputError):
+    """A model is not of a family.
+
+    Attributes:
+        distance: by how much, in keys of the config.
+    """
+
+    def __init__(self, message: str, distance: int = 100) -> None:
+        super().__init__(message)
+        self.distance = distance
 
 
 def _alike(first: Any, second: Any) -> bool:
@@ -139,7 +152,7 @@ def pieces(family: Family, model: ModelConfig, params: Any) -> list[Piece]:
         params: arrays or shapes.
 
     Raises:
-        InputError: a parameter has no counterpart in the family.
+        Unfit: a parameter has no counterpart in the family.
     """
     leaves = dict(zip(tree.paths(params), jax.tree.leaves(params), strict=True))
     found = []
@@ -149,7 +162,7 @@ def pieces(family: Family, model: ModelConfig, params: Any) -> list[Piece]:
     covered = {path for piece in found for path, _ in piece.places}
     for path in leaves:
         if path not in covered:
-            raise InputError(f"the parameter '{path}' has no counterpart in '{family.name}'.")
+            raise Unfit(f"the parameter '{path}' has no counterpart in '{family.name}'.", 1)
     return found
 
 
