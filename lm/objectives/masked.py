@@ -28,7 +28,8 @@ def masked(
 
     With `pairs` the text is cut in two, after a sentence where there is one. `next`: half of the
     second texts are of another document, label 1 (Devlin et al. 2019). `order`: half of the pairs are
-    swapped, label 1 (Lan et al. 2020).
+    swapped, label 1 (Lan et al. 2020). A sentence that the window cuts off would tell them apart: texts
+    in order lose it, and another document's begins with a sentence too.
 
     >>> masked([1, 10, 11, 12, 2], np.random.default_rng(2), spec)  # pairs 'order'
     {'inputs': [1, 20, 2, 10, 11, 2], 'targets': [1, 12, 2, 10, 11, 2],
@@ -42,7 +43,7 @@ def masked(
         draw: of another document's tokens; only read for `next`.
 
     Returns:
-        `inputs targets` int32 [t], `loss_weights` float32 [t]; `targets` is the whole text. With
+        `inputs targets` int32 [t], `loss_weights` float32 [t]; `targets` is the text. With
         pairs also `token_types labels` int32 [t] and `label_weights` float32 [t].
     """
     options, vocabulary = spec.options, spec.vocabulary
@@ -114,16 +115,20 @@ def _one(tokens: np.ndarray, rng: np.random.Generator, spec: Spec, draw: Draw | 
 
 
 def _next(tokens: np.ndarray, rng: np.random.Generator, spec: Spec, draw: Draw | None) -> Seen:
-    first, second = _halves(tokens, rng, spec)
+    first, second = _halves(tokens[inner(tokens, spec.vocabulary)], rng, spec)
     label = int(rng.random() < 0.5)
     if label:
-        other = np.asarray(draw(rng, len(second) + 2), np.int32)
-        second = other[inner(other, spec.vocabulary)][: len(second)]
+        # Like the text that follows, it begins with a sentence and ends anywhere.
+        other = np.asarray(draw(rng, spec.length), np.int32)
+        text, places = _sentences(other, spec)
+        start = next((place for place in places if place < text.stop), text.start)
+        second = other[start : text.stop][: len(second)]
     return _pair(first, second, label, spec)
 
 
 def _order(tokens: np.ndarray, rng: np.random.Generator, spec: Spec, draw: Draw | None) -> Seen:
-    first, second = _halves(tokens, rng, spec)
+    # A sentence that the window cut off would tell which text is first.
+    first, second = _halves(tokens[_whole(tokens, spec)], rng, spec)
     label = int(rng.random() < 0.5)
     pair = (second, first) if label else (first, second)
     return _pair(*pair, label, spec)
@@ -133,9 +138,26 @@ def _order(tokens: np.ndarray, rng: np.random.Generator, spec: Spec, draw: Draw 
 PAIRS = {'': _one, 'next': _next, 'order': _order}
 
 
-def _halves(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> list[np.ndarray]:
+def _sentences(tokens: np.ndarray, spec: Spec) -> tuple[slice, list[int]]:
+    """Returns where a window's text is, and the places in it where a sentence is known to begin or end."""
+    text = inner(tokens, spec.vocabulary)
+    ends = text.start + 1 + np.flatnonzero(spec.vocabulary.ends_sentence[tokens[text]])
+    places = {*ends.tolist()}
+    if text.start > 0:  # After the document's BOS.
+        places.add(text.start)
+    if text.stop < len(tokens):  # Before its EOS.
+        places.add(text.stop)
+    return text, sorted(places)
+
+
+def _whole(tokens: np.ndarray, spec: Spec) -> slice:
+    """Returns where a window's whole sentences are; all of its text where they are less than two."""
+    text, places = _sentences(tokens, spec)
+    return slice(places[0], places[-1]) if len(places) > 2 else text
+
+
+def _halves(text: np.ndarray, rng: np.random.Generator, spec: Spec) -> list[np.ndarray]:
     """Cuts a text in two, of at least one token each, after any of its sentences; else anywhere."""
-    text = tokens[inner(tokens, spec.vocabulary)]
     ends = np.flatnonzero(spec.vocabulary.ends_sentence[text[:-1]]) + 1
     cuts = ends if len(ends) else np.arange(1, max(2, len(text)))
     return np.split(text, [rng.choice(cuts)])

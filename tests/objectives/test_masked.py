@@ -112,6 +112,15 @@ def draw(rng, n):
     return np.concatenate([[BOS], rng.integers(500, 600, n - 1)]).astype(np.int32)
 
 
+def whole_sentences(tokens):
+    """The text without what is cut off at either end, where two sentences are left."""
+    text = text_of(tokens)
+    parts = np.split(text, np.flatnonzero(text % 10 == 9) + 1)  # The last has no end.
+    kept = parts[int(tokens[0] != BOS) : len(parts) - int(tokens[-1] != EOS)]
+    kept = [part for part in kept if len(part)]
+    return np.concatenate(kept) if len(kept) > 1 else text
+
+
 @pytest.mark.parametrize('pairs', ['next', 'order'])
 def test_pairs(pairs):
     rng = seeded()
@@ -119,10 +128,10 @@ def test_pairs(pairs):
     labels = 0
     for i in range(2000):
         tokens = make_window(40, rng, 500, bos=i % 2 > 0, eos=i % 3 > 0)
-        text = text_of(tokens)
+        text = whole_sentences(tokens) if pairs == 'order' else text_of(tokens)
         fields = masked(tokens, rng, spec, draw)
         targets, types = fields['targets'], fields['token_types']
-        assert len(targets) == len(text) + 3
+        assert len(targets) <= len(text) + 3
         assert (targets[0], targets[-1]) == (BOS, EOS)
         ends = np.flatnonzero(targets == EOS)
         assert len(ends) == 2
@@ -139,12 +148,30 @@ def test_pairs(pairs):
             first, second = (second, first) if label else (first, second)
         elif label:
             assert (second >= 500).all()
+            assert len(second) <= len(text) - len(first)
+            assert len(targets) == len(first) + len(second) + 3
             second = text[len(first) :]
         np.testing.assert_array_equal(np.concatenate([first, second]), text)
         # Cut after a sentence, if there is one besides the last.
         if (text[:-1] % 10 == 9).any():
             assert first[-1] % 10 == 9
     assert share_is(labels, 2000, 0.5)
+
+
+def test_the_other_text_begins_with_a_sentence_too():
+    spec = make_spec(size=600, pairs='next', length=43)
+    rng, labels = seeded(), 0
+    for _ in range(300):
+        other = rng.integers(500, 600, 43).astype(np.int32)
+        fields = masked(make_window(40, rng, 500), rng, spec, lambda rng, n, other=other: other[:n])
+        if fields['labels'][0]:
+            labels += 1
+            start = np.flatnonzero(fields['targets'] == EOS)[0] + 1
+            second = fields['targets'][start:-1]
+            ends = np.flatnonzero(other[:-1] % 10 == 9)
+            begins = ends[0] + 1 if len(ends) else 0
+            np.testing.assert_array_equal(second, other[begins : begins + len(second)])
+    assert labels > 100
 
 
 def test_a_text_of_one_token_is_no_pair():
