@@ -7,10 +7,11 @@
 directions. There is no class of models for a family, but the one Transformer of this project, configured.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _read(
         raise InputError(f"'{folder}' is not a folder with a model: there is no such folder.")
     theirs = read_json(folder / 'config.json')
     family = lookup(FAMILIES, str(theirs.get('model_type')), f"'{folder}/config.json': model_type")
-    with _in(folder), Weights(folder) as weights:
+    with _mistakes_in(folder), Weights(folder) as weights:
         config = convert.config_of(family, theirs, frozenset(weights))
         text = tokenizer.from_pretrained(folder)
         run = _build(config, text, overrides)
@@ -124,18 +125,15 @@ def _read(
     return LanguageModel(run, params), family
 
 
-class _in:  # noqa: N801  a context, read as a word
+@contextlib.contextmanager
+def _mistakes_in(folder: Path) -> Iterator[None]:
     """Says in which folder a mistake is."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, InputError) and str(self._folder) not in str(error):
-            raise InputError(f"'{self._folder}': {error}") from None
+    try:
+        yield
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"'{folder}': {error}") from None
 
 
 def _build(config: ConfigDict, text: Any, overrides: dict[str, Any]) -> Run:

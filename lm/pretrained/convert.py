@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
 from lm import config as configs
 from lm import tree
 from lm.config import Config, ModelConfig
@@ -43,10 +42,9 @@ def config_of(family: Family, theirs: Mapping[str, Any], names: frozenset[str]) 
                 f"config.json: '{name}' = {value!r} is not known of the family '{family.name}'."
                 f'{_near(name, known)}'
             )
-    config = base.get_config()
+    config = configs.load('base')
     # Of what is not trained here, nothing but the parameters is kept.
     config.optimizer.name, config.optimizer.b1 = 'sgd', 0.0
-    config.data.train = config.data.valid = config.data.test = ''
     for key, value in _read(family, {**theirs, TENSORS: names}).items():
         section, _, leaf = key.partition('.')
         with config.ignore_type():
@@ -120,7 +118,7 @@ def _alike(first: Any, second: Any) -> bool:
 
 
 def _parsed_model(family: Family, theirs: Mapping[str, Any]) -> ModelConfig:
-    config = base.get_config()
+    config = configs.load('base')
     for key, value in _read(family, theirs).items():
         section, _, leaf = key.partition('.')
         with config.ignore_type():
