@@ -229,6 +229,7 @@ class Steps:
         model: the model.
         shapes: the state as `jax.ShapeDtypeStruct`s with shardings.
         init: `() -> state`.
+        initial: the same, not compiled: to be a part of what is.
         step: `(state, batch, rates) -> (state, metrics)`. The state is donated.
         evaluations: by task, `(params, batch) -> sums`.
         gradient_norm: `(state, batch, step) -> norm`.
@@ -269,6 +270,7 @@ class Steps:
             shardings,
         )
         jit = functools.partial(jax.jit, compiler_options=backend.compiler_options())
+        self.initial = init
         self.init = jit(init, out_shardings=shardings)
         self.step = jit(
             step,

@@ -84,7 +84,7 @@ def import_model(
     run = model.run
 
     def rest() -> Any:
-        return dataclasses.replace(run.steps.init(), params=(), ema=())
+        return dataclasses.replace(run.steps.initial(), params=(), ema=())
 
     state = dataclasses.replace(jax.jit(rest)(), params=model.params)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def _filled(params: Any, run: Run) -> Any:
     absent = {path for path, leaf in zip(missing, leaves, strict=True) if leaf is None}
 
     def initial() -> dict[str, jax.Array]:
-        made = run.steps.init().params
+        made = run.steps.initial().params
         found = dict(zip(tree.paths(made), jax.tree.leaves(made), strict=True))
         return {path: found[path] for path in absent}
 

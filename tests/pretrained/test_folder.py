@@ -1,7 +1,10 @@
 """Folders that we write and read: the same bits back, and one line for whatever is wrong with one."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -277,3 +280,23 @@ def test_heads_that_are_not_there_are_new(tmp_path):
     again = lm.load(tmp_path / 'run').params
     same_bits(again['layers'], model.params['layers'])
     same_bits(again['head_pair']['pooler'], model.params['head_pair']['pooler'])
+
+
+@pytest.mark.slow
+def test_the_command_line(folder, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
+
+    def run(*arguments):
+        command = [sys.executable, '-m', 'lm.main', *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = run('--mode=import', f'--from={folder}', f'--workdir={tmp_path}/run')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert 'parameters' in done.stdout
+    done = run('--mode=export', f'--workdir={tmp_path}/run', f'--to={tmp_path}/out')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert (tmp_path / 'out' / 'config.json').read_text() == (folder / 'config.json').read_text()
+    done = run('--mode=import', f'--from={tmp_path}/nothing', f'--workdir={tmp_path}/other')
+    assert done.returncode == 2
+    assert done.stderr.count('\n') == 1
+    assert not (tmp_path / 'other').exists()
