@@ -141,13 +141,18 @@ PAIRS = {'': _one, 'next': _next, 'order': _order}
 def _sentences(tokens: np.ndarray, spec: Spec) -> tuple[slice, list[int]]:
     """Returns where a window's text is, and the places in it where a sentence is known to begin or end."""
     text = inner(tokens, spec.vocabulary)
-    ends = text.start + 1 + np.flatnonzero(spec.vocabulary.ends_sentence[tokens[text]])
-    places = {*ends.tolist()}
+    places = {*(text.start + _ends(tokens[text], spec)).tolist()}
     if text.start > 0:  # After the document's BOS.
         places.add(text.start)
     if text.stop < len(tokens):  # Before its EOS.
         places.add(text.stop)
     return text, sorted(places)
+
+
+def _ends(text: np.ndarray, spec: Spec) -> np.ndarray:
+    """Returns where sentences end inside of a text: after the last mark, where a newline follows a dot."""
+    marks = spec.vocabulary.ends_sentence[text]
+    return np.flatnonzero(marks[:-1] & ~marks[1:]) + 1
 
 
 def _whole(tokens: np.ndarray, spec: Spec) -> slice:
@@ -158,7 +163,7 @@ def _whole(tokens: np.ndarray, spec: Spec) -> slice:
 
 def _halves(text: np.ndarray, rng: np.random.Generator, spec: Spec) -> list[np.ndarray]:
     """Cuts a text in two, of at least one token each, after any of its sentences; else anywhere."""
-    ends = np.flatnonzero(spec.vocabulary.ends_sentence[text[:-1]]) + 1
+    ends = _ends(text, spec)
     cuts = ends if len(ends) else np.arange(1, max(2, len(text)))
     return np.split(text, [rng.choice(cuts)])
 

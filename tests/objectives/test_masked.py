@@ -112,10 +112,15 @@ def draw(rng, n):
     return np.concatenate([[BOS], rng.integers(500, 600, n - 1)]).astype(np.int32)
 
 
+def ends_of(text):
+    """Where sentences end that another follows: after the last of several marks."""
+    return [i + 1 for i in range(len(text) - 1) if text[i] % 10 == 9 != text[i + 1] % 10]
+
+
 def whole_sentences(tokens):
     """The text without what is cut off at either end, where two sentences are left."""
     text = text_of(tokens)
-    parts = np.split(text, np.flatnonzero(text % 10 == 9) + 1)  # The last has no end.
+    parts = np.split(text, ends_of(text))  # The last has no end.
     kept = parts[int(tokens[0] != BOS) : len(parts) - int(tokens[-1] != EOS)]
     kept = [part for part in kept if len(part)]
     return np.concatenate(kept) if len(kept) > 1 else text
@@ -153,8 +158,8 @@ def test_pairs(pairs):
             second = text[len(first) :]
         np.testing.assert_array_equal(np.concatenate([first, second]), text)
         # Cut after a sentence, if there is one besides the last.
-        if (text[:-1] % 10 == 9).any():
-            assert first[-1] % 10 == 9
+        if ends_of(text):
+            assert len(first) in ends_of(text)
     assert share_is(labels, 2000, 0.5)
 
 
@@ -168,8 +173,7 @@ def test_the_other_text_begins_with_a_sentence_too():
             labels += 1
             start = np.flatnonzero(fields['targets'] == EOS)[0] + 1
             second = fields['targets'][start:-1]
-            ends = np.flatnonzero(other[:-1] % 10 == 9)
-            begins = ends[0] + 1 if len(ends) else 0
+            begins = [*ends_of(other), 0][0]
             np.testing.assert_array_equal(second, other[begins : begins + len(second)])
     assert labels > 100
 
