@@ -388,18 +388,19 @@ def flops_per_token(run: Run) -> dict[str, float | None]:
     """Returns the FLOPs of one token's training step, by the share that they make; None is not known.
 
     That is so of encoder-decoders, since the tokens that are counted are those of targets, and sources are
-    as long as they are; of encoders with a second stream, or that several tasks share; and of ELECTRA.
+    as long as they are; of encoders with a second stream, or that several tasks share; of ELECTRA; and where
+    layers share their parameters.
     """
     config, model, shapes = run.config, run.steps.model, run.steps.shapes.params
     length = config.data.length
-    if isinstance(model, Decoder):
+    if isinstance(model, Decoder) and not config.model.share_layers:
         facts = run.steps.parameters, config.model, length, model.vocab_size
         return {
             'mfu': throughput.flops_per_token(*facts),
             'mfu_causal': throughput.flops_per_token(*facts, causal=True),
         }
     found = {'mfu': None, 'mfu_causal': None}
-    if not isinstance(model, Encoder) or model.streams or run.others:
+    if not isinstance(model, Encoder) or model.streams or run.others or config.model.share_layers:
         return found
     if config.model.position == 'transformer_xl':  # It multiplies distances too.
         return found
