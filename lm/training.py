@@ -388,8 +388,8 @@ def flops_per_token(run: Run) -> dict[str, float | None]:
     """Returns the FLOPs of one token's training step, by the share that they make; None is not known.
 
     That is so of encoder-decoders, since the tokens that are counted are those of targets, and sources are
-    as long as they are; of encoders with a second stream, or that several tasks share; of ELECTRA; and where
-    layers share their parameters.
+    as long as they are; of encoders with a second stream, or that several tasks share; of ELECTRA; and
+    where layers share their parameters.
     """
     config, model, shapes = run.config, run.steps.model, run.steps.shapes.params
     length = config.data.length

@@ -38,6 +38,11 @@ TOGETHER = {
         **{'attention_softcap': 3.0, 'logit_softcap': 2.0, 'norm_placement': 'post'},
         **{'activation': 'geglu', 'attention': ('causal', 'causal & window(3)')},
     },
+    'neox': {
+        **{'parallel_residual': True, 'rotary_fraction': 0.5, 'norm_epsilon': 1e-3},
+        **{'qkv_bias': True, 'logit_bias': True, 'vocab_size': 20},
+        **{'attention_scale': 0.7, 'embed_scale': 1.5, 'logit_scale': 0.5},
+    },
     'xl': {
         **{'position': 'transformer_xl', 'num_kv_heads': 2, 'bias': True},
         'attention': ('causal & window(3)', 'causal'),
@@ -49,6 +54,7 @@ ALONE = {
     **{f'placement={kind}': {'norm_placement': kind} for kind in PLACEMENTS},
     **{f'activation={kind}': {'activation': kind} for kind in ACTIVATIONS},
     'grouped': {'num_kv_heads': 2},
+    'shared': {'share_layers': True, 'position': 'learned', 'position_offset': 2},
     'qk_norm': {'qk_norm': True},
     'attention_softcap': {'attention_softcap': 3.0},
     'yarn': {'rotary_scaling': 'yarn', 'rotary_factor': 2.0, 'rotary_original_length': 64},
