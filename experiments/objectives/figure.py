@@ -49,10 +49,13 @@ def _panel(axes: Any, found: dict[str, Any]) -> None:
     told = f'{case.like}: {case.predicts[term]}'
     axes.text(0, 1.035, told, fontsize=8, color=_GREY, **inside)
     right, constant = (f'{numbers[when]["accuracy"]:.1%}' for when in ('after', 'guess'))
-    axes.text(0.04, 0.17, f'{right} right', fontsize=10, **strong, **inside)
-    axes.text(0.04, 0.06, f'a constant guess: {constant}', fontsize=8, color=_GREY, **inside)
+    top = 1.1 * max(guess, after, *(value for _, value in curve))
+    # Where the curve is not.
+    x, y = (0.04, 0.06) if min(value for _, value in curve) > 0.15 * top else (0.36, 0.43)
+    axes.text(x, y + 0.11, f'{right} right', fontsize=10, **strong, **inside)
+    axes.text(x, y, f'a constant guess: {constant}', fontsize=8, color=_GREY, **inside)
 
-    axes.set_ylim(0, 1.1 * max(guess, after, *(value for _, value in curve)))
+    axes.set_ylim(0, top)
     axes.set_xlim(-0.05 * steps, 1.1 * steps)
     axes.set_xticks([0, steps])
     axes.tick_params(colors=_GREY, labelsize=8, length=2)
