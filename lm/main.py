@@ -233,6 +233,8 @@ def _import() -> None:
             '--mode=import needs --from=FOLDER and --workdir=FOLDER, as in --from=gpt2 '
             '--workdir=runs/gpt2.'
         )
+    if _CONFIG.value is not None:
+        raise InputError('--mode=import takes the config from the folder: leave --config out.')
     run = pretrained.import_model(_FROM.value, _WORKDIR.value, say=_say)
     _say(f'{run.steps.parameters:,} parameters: {_WORKDIR.value}')
 

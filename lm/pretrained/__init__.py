@@ -37,7 +37,11 @@ PRECISIONS = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
 
 # The folder of a workdir that keeps what an import did not need: config.json and the tokenizer's files.
 KEPT = 'pretrained'
-_KEPT_FILES = ('*.json', '*.model', 'vocab.txt', 'merges.txt', '*.jinja')
+_KEPT_FILES = (
+    *('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json'),
+    *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', 'vocab.txt'),
+    *('tokenizer.model', 'spiece.model', 'chat_template.jinja'),
+)
 
 
 def from_pretrained(
@@ -91,10 +95,10 @@ def import_model(
     runs.begin(workdir, run.config, run.tokenizer)
     if jax.process_index() == 0:
         (workdir / KEPT).mkdir(exist_ok=True)
-        for pattern in _KEPT_FILES:
-            for path in folder.glob(pattern):
-                if not path.name.endswith('.safetensors.index.json'):
-                    shutil.copyfile(path, workdir / KEPT / path.name)
+        for path in (folder / name for name in _KEPT_FILES):
+            # A link may lead anywhere; those of Hugging Face's cache lead to its blobs.
+            if path.is_file() and (not path.is_symlink() or path.resolve().parent.name == 'blobs'):
+                shutil.copyfile(path, workdir / KEPT / path.name)
     with Checkpoints(workdir, run.config.checkpoint, say) as checkpoints:
         checkpoints.save(0, state, {}, None)
     runs.add_history(workdir, f'imported from {folder.name} ({family.name})', 0)
@@ -115,7 +119,7 @@ def _read(
     with _mistakes_in(folder), Weights(folder) as weights:
         config = convert.config_of(family, theirs, frozenset(weights))
         text = tokenizer.from_pretrained(folder)
-        run = _build(config, text, overrides)
+        run = _build(config, text, overrides, say)
         shapes = run.steps.shapes.params
         with jax.set_mesh(run.mesh):
             params, fresh = convert.load(family, run.config.model, shapes, weights, chosen)
@@ -136,7 +140,9 @@ def _mistakes_in(folder: Path) -> Iterator[None]:
         raise InputError(f"'{folder}': {error}") from None
 
 
-def _build(config: ConfigDict, text: Any, overrides: dict[str, Any]) -> Run:
+def _build(
+    config: ConfigDict, text: Any, overrides: dict[str, Any], say: Callable[[str], None]
+) -> Run:
     config.tokenizer.mask = text.specials.mask >= 0
     for key, value in overrides.items():
         section, _, leaf = key.rpartition('.')
@@ -145,9 +151,10 @@ def _build(config: ConfigDict, text: Any, overrides: dict[str, Any]) -> Run:
     parsed = configs.parse(config)
     try:
         device_mesh = runs.check_mesh(parsed)
-    except InputError:
+    except InputError as error:
         if overrides:
             raise
+        say(f'On one device only: {error}')
         device_mesh = mesh.one_device()
     return runs.build(parsed, text, device_mesh)
 
@@ -197,18 +204,28 @@ def save(
     original = read_json(kept / 'config.json') if kept else {}
     family = family or original.get('model_type', '')
     entry, theirs = _fitting(family, config, model.params)
-    shapes, arrays = convert.unload(entry, config.model, model.params, precision)
-    folder.mkdir(parents=True, exist_ok=True)
-    Writer(folder, shapes).write(arrays)
+    if original.get('model_type') != entry.name:
+        original, kept = {}, None
+    original = {k: v for k, v in original.items() if k not in ('torch_dtype', 'auto_map')}
     paths = tree.paths(model.params)
-    name = next(
+    names = [
         name for name, start in entry.classes.items() if any(p.startswith(start) for p in paths)
-    )
+    ]
+    if not names:
+        raise InputError(
+            f"the family '{entry.name}' is exported as {' or '.join(entry.classes)}, and this model has "
+            'none of their heads.'
+        )
+    shapes, arrays = convert.unload(entry, config.model, model.params, precision)
+    # Nothing has the folder's name until all of it is there.
+    whole, folder = folder, folder.with_name(f'.{folder.name}.part')
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     specials = model.run.tokenizer.specials
     decodes = config.model.architecture == 'encoder_decoder'
     begins = 'decoder_start_token_id' if decodes else 'bos_token_id'
     ids = {begins: specials.bos, 'eos_token_id': specials.eos, 'pad_token_id': specials.pad}
-    written = {'architectures': [name], 'model_type': entry.name, 'dtype': dtype}
+    written = {'architectures': names[:1], 'model_type': entry.name, 'dtype': dtype}
     written = ids | original | theirs | written
     _write_json(folder / 'config.json', written)
     if kept:
@@ -219,6 +236,8 @@ def save(
         tokenizers.save_pretrained(model.run.tokenizer, config, folder)
     if config.model.architecture != 'encoder' and not (folder / 'generation_config.json').exists():
         _write_json(folder / 'generation_config.json', ids)
+    Writer(folder, shapes).write(arrays)
+    folder.rename(whole)
     return entry
 
 

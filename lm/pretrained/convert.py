@@ -19,6 +19,8 @@ from lm.errors import InputError, nearest
 from lm.pretrained.family import COMMON, TENSORS, Family, Tensor, resolved
 from lm.pretrained.folder import Weights
 
+# What does nothing, whatever it is of.
+_OFF = (None, False, 0, '', [], {})
 # Keys besides the model's that a family may decide.
 _OTHERS = ('data.length', 'data.packing', 'objective.name', 'objective.pairs')
 
@@ -37,7 +39,7 @@ def config_of(family: Family, theirs: Mapping[str, Any], names: frozenset[str]) 
     known = {name for entry in family.config for name in entry.names} | set(COMMON)
     for name, value in theirs.items():
         # One that is off, of a later version, does nothing.
-        if name not in known and value not in (None, False) and not name.startswith('_'):
+        if name not in known and value not in _OFF and not name.startswith('_'):
             raise InputError(
                 f"config.json: '{name}' = {value!r} is not known of the family '{family.name}'."
                 f'{_near(name, known)}'
@@ -62,8 +64,14 @@ def _read(family: Family, theirs: Mapping[str, Any]) -> dict[str, Any]:
     for entry in family.config:
         try:
             found |= entry.read(theirs)
+        except InputError:
+            raise
         except KeyError as error:
             raise InputError(f'config.json lacks {error}.') from None
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise InputError(
+                f'config.json: {", ".join(entry.names)} cannot be read: {error}.'
+            ) from None
     return found
 
 
@@ -134,11 +142,13 @@ class Piece:
         name: theirs.
         axes: of `Tensor`.
         places: a parameter's path, and the layer in it, or None where it has no axis for layers.
+        optional: of `Tensor`.
     """
 
     name: str
     axes: str
     places: tuple[tuple[str, int | None], ...]
+    optional: bool = False
 
 
 def pieces(family: Family, model: ModelConfig, params: Any) -> list[Piece]:
@@ -167,14 +177,15 @@ def pieces(family: Family, model: ModelConfig, params: Any) -> list[Piece]:
 def _pieces(tensor: Tensor, model: ModelConfig, leaves: Mapping[str, Any]) -> Iterator[Piece]:
     if '{n}' not in tensor.theirs:
         if all(path in leaves for path in tensor.paths):
-            yield Piece(tensor.theirs, tensor.axes, tuple((path, None) for path in tensor.paths))
+            places = tuple((path, None) for path in tensor.paths)
+            yield Piece(tensor.theirs, tensor.axes, places, tensor.optional)
         return
     encodes = tensor.paths[0].startswith('encoder/')
     count = encodes and model.encoder_layers or model.num_layers
     for n in range(count):
         places = tuple(_place(path, n, leaves) for path in tensor.paths)
         if all(path in leaves for path, _ in places):
-            yield Piece(tensor.theirs.format(n=n), tensor.axes, places)
+            yield Piece(tensor.theirs.format(n=n), tensor.axes, places, tensor.optional)
 
 
 def _place(path: str, n: int, leaves: Mapping[str, Any]) -> tuple[str, int]:
@@ -211,8 +222,8 @@ def load(
     """
     plan = pieces(family, model, shapes)
     leaves = dict(zip(tree.paths(shapes), jax.tree.leaves(shapes), strict=True))
-    plan, fresh = _match(family, plan, weights)
-    made: dict[str, jax.Array] = {}
+    plan, fresh, zero = _match(family, plan, weights)
+    made = {path: _zeros(*_spec(leaves[path]))() for path in zero}
     for piece in plan:
         parts = _parts(piece, leaves, weights)
         for (path, index), part in zip(piece.places, parts, strict=True):
@@ -225,9 +236,15 @@ def load(
             else:
                 if path not in made:
                     made[path] = _zeros(spec.shape, part.dtype, spec.sharding)()
+                # Files of several dtypes: that of the first layer.
+                part = part.astype(made[path].dtype, copy=False)
                 made[path] = _lay(made[path], part, index)
     found = [made.get(path) for path in leaves]
     return jax.tree.unflatten(jax.tree.structure(shapes), found), fresh
+
+
+def _spec(leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], np.dtype, Any]:
+    return leaf.shape, np.dtype(leaf.dtype), leaf.sharding
 
 
 def _slice(array: np.ndarray, index: Any) -> np.ndarray:
@@ -244,15 +261,17 @@ def _lay(whole: jax.Array, part: jax.Array, index: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
 
 
-def _match(family: Family, plan: list[Piece], weights: Weights) -> tuple[list[Piece], list[str]]:
-    """Returns what can be read, under the names that it has, and the paths of heads that are not there."""
+def _match(
+    family: Family, plan: list[Piece], weights: Weights
+) -> tuple[list[Piece], list[str], list[str]]:
+    """Returns what can be read, as it is called, and the paths of what is not there: heads; zeros."""
     bare = family.prefix and not any(name.startswith(family.prefix) for name in weights)
 
     def named(name: str) -> str:
         return name.removeprefix(family.prefix) if bare else name
 
     tied = {named(name): named(of) for name, of in family.tied.items()}
-    there, fresh = [], []
+    there, fresh, zero = [], [], []
     for piece in plan:
         name = named(piece.name)
         if name in weights:
@@ -261,6 +280,8 @@ def _match(family: Family, plan: list[Piece], weights: Weights) -> tuple[list[Pi
             fresh += [path for path, _ in piece.places]
         elif same := next((a for a, b in tied.items() if b == name and a in weights), None):
             there.append(dataclasses.replace(piece, name=same))
+        elif piece.optional:
+            zero += [path for path, _ in piece.places]
         else:
             near = _near(name, set(weights))
             raise InputError(f"the weights lack the tensor '{name}'.{near}")
@@ -273,13 +294,11 @@ def _match(family: Family, plan: list[Piece], weights: Weights) -> tuple[list[Pi
                 f"the tensor '{name}' of shape {weights.shapes[name]} has no place in a model of the "
                 f"family '{family.name}' with this config.json.{_near(name, used)}"
             )
-        if tied[name] in weights and not np.array_equal(
-            weights.read(name), weights.read(tied[name])
-        ):
+        if tied[name] in weights and not weights.same(name, tied[name]):
             raise InputError(
                 f"the tensor '{name}' differs from '{tied[name]}', which config.json says it is."
             )
-    return there, fresh
+    return there, fresh, zero
 
 
 def _parts(piece: Piece, leaves: Mapping[str, Any], weights: Weights) -> list[np.ndarray]:

@@ -160,12 +160,14 @@ class Tensor:
             `layers/` stands for the layers, whatever they are grouped into.
         axes: from theirs to ours, as for `einops.rearrange`.
         where: of which models, where two names stand for one path.
+        optional: it is zero where it is left out.
     """
 
     theirs: str
     ours: str | tuple[str, ...]
     axes: str
     where: Callable[[ModelConfig], bool] = lambda model: True
+    optional: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -218,6 +220,12 @@ COMMON = (
     *('no_repeat_ngram_size', 'temperature', 'top_k', 'top_p', 'repetition_penalty'),
     *('classifier_dropout', 'chunk_size_feed_forward', 'gradient_checkpointing'),
     *('normalize_before', 'normalize_embedding', 'static_position_embeddings'),
+    *('predict_special_tokens', 'directionality', 'pooler_fc_size', 'pooler_num_attention_heads'),
+    *('pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type', 'extra_pos_embeddings'),
+    *('transformers.js_config', 'pruned_heads', 'do_blenderbot_90_layernorm', 'typical_p'),
+    *('num_return_sequences', 'num_beam_groups', 'diversity_penalty', 'output_scores', 'author'),
+    *('return_dict_in_generate', 'encoder_no_repeat_ngram_size', 'remove_invalid_values'),
+    *('cross_attention_hidden_size', 'tie_encoder_decoder', 'exponential_decay_length_penalty'),
 )
 
 

@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is damaged, it is not JSON: {error}.") from None
     if not isinstance(found, dict):
         raise InputError(f"'{path}' is damaged, it is not a JSON object.")
@@ -55,20 +55,29 @@ class Weights:
             InputError: there are none, or one is damaged.
         """
         self._stack = contextlib.ExitStack()
-        self._files: dict[str, Any] = {}
-        self._paths: dict[str, Path] = {}
+        # By name: the file, what the tensor is called in it, and the file's path.
+        self._places: dict[str, tuple[Any, str, Path]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
+        try:
+            self._open(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, folder: Path) -> None:
         for path, names in _listed(folder):
             try:
                 file = self._stack.enter_context(safetensors.safe_open(path, framework='numpy'))
                 there = set(file.keys())
-                for name in sorted(there if names is None else names & there):
-                    part = file.get_slice(name)
-                    kind = part.get_dtype()
+                for called in sorted(there if names is None else names & there):
+                    part = file.get_slice(called)
+                    name = _today(called)
+                    if name in self.shapes:
+                        raise InputError(f"'{path}' holds '{name}' twice.")
                     self.shapes[name] = tuple(part.get_shape())
-                    self.dtypes[name] = DTYPES.get(kind, np.dtype(np.void))
-                    self._files[name], self._paths[name] = file, path
+                    self.dtypes[name] = DTYPES.get(part.get_dtype(), np.dtype(np.void))
+                    self._places[name] = file, called, path
             except (safetensors.SafetensorError, OSError) as error:
                 raise InputError(f"'{path}' is damaged: {error}.") from None
             if names is not None and names - there:
@@ -83,15 +92,31 @@ class Weights:
 
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor; raises InputError where it is no array of floats."""
+        file, called, path = self._places[name]
         if self.dtypes[name] not in DTYPES.values():
             raise InputError(
-                f"'{self._paths[name]}': the tensor '{name}' is not one of {', '.join(DTYPES)}; quantized "
-                'models are not read.'
+                f"'{path}': the tensor '{name}' is not one of {', '.join(DTYPES)}; quantized models are "
+                'not read.'
             )
         try:
-            return self._files[name].get_tensor(name)
+            return file.get_tensor(called)
         except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(f"'{self._paths[name]}' is damaged: '{name}': {error}.") from None
+            raise InputError(f"'{path}' is damaged: '{name}': {error}.") from None
+
+    def same(self, first: str, second: str) -> bool:
+        """Returns whether two tensors have the same numbers; of each, a part at a time is read."""
+        if self.shapes[first] != self.shapes[second] or not self.shapes[first]:
+            return False
+        one, other = (
+            file.get_slice(called) for file, called, _ in map(self._places.get, (first, second))
+        )
+        rows, step = self.shapes[first][0], 4096
+        return all(
+            np.array_equal(
+                one[start : min(start + step, rows)], other[start : min(start + step, rows)]
+            )
+            for start in range(0, rows, step)
+        )
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -102,6 +127,14 @@ class Weights:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _today(name: str) -> str:
+    """Returns what a tensor is called since PyTorch's norms have a weight and a bias (BERT's had not)."""
+    for old, new in (('gamma', 'weight'), ('beta', 'bias')):
+        if name.endswith(f'LayerNorm.{old}'):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _listed(folder: Path) -> list[tuple[Path, set[str] | None]]:

@@ -20,6 +20,8 @@ from lm.tokenizer import Chars, SentencePiece, Tokenizer, symbols_of
 from lm.writer import atomic_write
 
 _META_SPACE = '\u2581'
+# What a sentencepiece model of others may change.
+_PROBES = ('a', ' a  b ', 'A\nb', '\ufb01 \u00bd')
 # Those of what is trained here, at 0 to 3.
 _SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 
@@ -37,6 +39,13 @@ def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
     """
     make = lookup(_WRITERS, tokenizer.kind, "the tokenizer's kind, for an export")
     made = make(tokenizer, config.tokenizer)
+    if isinstance(tokenizer, SentencePiece) and config.tokenizer.path:
+        for text in _PROBES:
+            if made.encode(text, add_special_tokens=False).ids != tokenizer.encode(text).tolist():
+                raise InputError(
+                    f"the tokenizer of '{config.tokenizer.path}' changes texts in a way that is not "
+                    'written to a tokenizer.json: it cannot be exported.'
+                )
     ids = vocabulary.build(tokenizer, config.tokenizer)
     more = [(i, f'<extra_id_{n}>') for n, i in enumerate(ids.sentinels)]
     more += [(i, name) for name, i in ids.codes.items()]

@@ -174,6 +174,14 @@ WRONG = {
         'activation_function = "gelu_old" is not supported. Did you mean \'gelu\'',
     ),
     'a key': (lambda f: change(f, n_layers=3), "'n_layers' = 3 is not known.*'n_layer'"),
+    'a wrong type': (
+        lambda f: change(f, activation_function=['gelu']),
+        'config.json: activation_function cannot be read',
+    ),
+    'a deep config': (
+        lambda f: (f / 'config.json').write_text('[' * 200_000),
+        'is damaged, it is not JSON',
+    ),
     'a lacking key': (lambda f: change(f, n_embd='drop'), "lacks 'n_embd'"),
     'a lacking tensor': (
         lambda f: weights(f, lambda t: t.pop(LN)),
@@ -280,6 +288,57 @@ def test_heads_that_are_not_there_are_new(tmp_path):
     again = lm.load(tmp_path / 'run').params
     same_bits(again['layers'], model.params['layers'])
     same_bits(again['head_pair']['pooler'], model.params['head_pair']['pooler'])
+
+
+LLAMA = {
+    'vocab_size': 9,
+    'hidden_size': 8,
+    'intermediate_size': 8,
+    'num_hidden_layers': 4,
+    'num_attention_heads': 2,
+}
+WINDOW, ALL = 'causal & window(4)', 'causal'
+
+
+@pytest.mark.parametrize(
+    ('family', 'keys', 'expected'),
+    [
+        ('gemma2', {'sliding_window': 4}, (WINDOW, ALL)),
+        ('qwen2', {'sliding_window': 4}, (ALL,)),
+        ('qwen2', {'sliding_window': 4, 'use_sliding_window': True}, (ALL,)),
+        (
+            'qwen2',
+            {'sliding_window': 4, 'use_sliding_window': True, 'max_window_layers': 3},
+            (ALL, ALL, ALL, WINDOW),
+        ),
+        ('qwen3', {'sliding_window': None}, (ALL,)),
+        ('mistral', {'sliding_window': 4}, (WINDOW,)),
+        ('mistral', {'sliding_window': None}, (ALL,)),
+        ('mistral', {}, ('causal & window(4096)',)),
+    ],
+)
+def test_which_layers_have_windows_where_configs_do_not_list_them(family, keys, expected):
+    theirs = LLAMA | {'num_key_value_heads': 2} | keys
+    entry = pretrained.FAMILIES[family]
+    config = pretrained.convert.config_of(entry, theirs, frozenset())
+    assert tuple(config.model.attention) == expected
+
+
+def test_old_names_of_norms_and_what_may_be_left_out(tmp_path):
+    pretrained.save(make('bert'), tmp_path / 'bert')
+
+    def older(tensors):
+        for name in [*tensors]:
+            for new, old in (('weight', 'gamma'), ('bias', 'beta')):
+                if name.endswith(f'LayerNorm.{new}'):
+                    tensors[name.removesuffix(new) + old] = tensors.pop(name)
+
+    weights(tmp_path / 'bert', older)
+    same_bits(pretrained.from_pretrained(tmp_path / 'bert').params, make('bert').params)
+    pretrained.save(make('marian'), tmp_path / 'marian')
+    weights(tmp_path / 'marian', lambda tensors: tensors.pop('final_logits_bias'))
+    found = pretrained.from_pretrained(tmp_path / 'marian').params
+    assert not found['decoder']['logit_bias'].any()
 
 
 @pytest.mark.slow

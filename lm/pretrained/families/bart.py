@@ -133,13 +133,14 @@ BART = Family(
             'model.decoder.layers.{n}.encoder_attn_layer_norm',
             'decoder/layers/cross_attention_norm',
         ),
-        Tensor('final_logits_bias', 'decoder/logit_bias', '1 V -> V'),
+        Tensor('final_logits_bias', 'decoder/logit_bias', '1 V -> V', optional=True),
     ),
     tied={
         'model.encoder.embed_tokens.weight': 'model.shared.weight',
         'model.decoder.embed_tokens.weight': 'model.shared.weight',
         'lm_head.weight': 'model.shared.weight',
     },
+    buffers=(r'(encoder|decoder)\.version$',),
 )
 
 
@@ -159,5 +160,5 @@ MARIAN = dataclasses.replace(
             lambda ours: {'decoder_vocab_size': ours['model.vocab_size']},
         ),
     ),
-    buffers=(r'embed_positions\.weight$',),
+    buffers=(*BART.buffers, r'embed_positions\.weight$'),
 )

@@ -155,7 +155,7 @@ ROBERTA = dataclasses.replace(
         'lm_head.decoder.weight': 'roberta.embeddings.word_embeddings.weight',
         'lm_head.decoder.bias': 'lm_head.bias',
     },
-    buffers=(*BERT.buffers, r'^roberta\.pooler\.'),
+    buffers=(*BERT.buffers, r'^(roberta\.)?pooler\.'),
 )
 
 _DISTIL = 'distilbert.transformer.layer.{n}'

@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from lm.errors import InputError
 from lm.pretrained.family import (
     Always,
     Both,
@@ -71,20 +72,35 @@ def _write_rotary(ours: Mapping[str, Any]) -> dict[str, Any]:
 ROTARY = Both(('rope_theta', 'rope_scaling', 'rope_parameters'), _read_rotary, _write_rotary)
 
 
-def _read_layers(theirs: Mapping[str, Any]) -> dict[str, Any]:
+def _of_qwen(theirs: Mapping[str, Any], layers: int) -> list[str]:
+    """Layers from `max_window_layers` on have a window, where it is used at all."""
+    first = theirs.get('max_window_layers', 28) if theirs.get('use_sliding_window') else layers
+    return ['full_attention' if n < first else 'sliding_attention' for n in range(layers)]
+
+
+def _of_gemma(theirs: Mapping[str, Any], layers: int) -> list[str]:
+    """Every other layer has a window, the first among them."""
+    return ['full_attention' if n % 2 else 'sliding_attention' for n in range(layers)]
+
+
+def _layer_types(default: Callable[[Mapping[str, Any], int], list[str]]) -> Both:
     """Which layers see a window only; `sliding_window` is how many tokens, the own one among them."""
-    window, layers = theirs.get('sliding_window'), theirs['num_hidden_layers']
-    if theirs.get('use_sliding_window') is False:
-        window = None
-    kinds = theirs.get('layer_types')
-    if kinds is None:
-        full = theirs.get('max_window_layers', 0) if window else layers
-        kinds = ['full_attention' if n < full else 'sliding_attention' for n in range(layers)]
-    masks = {'full_attention': 'causal', 'sliding_attention': _sliding(window)}
-    for kind in kinds:
-        if kind not in masks or (kind == 'sliding_attention' and not window):
-            raise unsupported('layer_types', kind, masks)
-    return {'model.attention': _repeating([masks[kind] for kind in kinds])}
+
+    def read(theirs: Mapping[str, Any]) -> dict[str, Any]:
+        window, layers = theirs.get('sliding_window', 4096), theirs['num_hidden_layers']
+        kinds = theirs.get('layer_types') or default(theirs, layers)
+        if len(kinds) != layers:
+            raise InputError(
+                f'config.json: layer_types has {len(kinds)} layers, and num_hidden_layers is {layers}.'
+            )
+        masks = {'full_attention': 'causal', 'sliding_attention': _sliding(window)}
+        for kind in kinds:
+            if kind not in masks or (kind == 'sliding_attention' and not window):
+                raise unsupported('layer_types', kind, masks)
+        return {'model.attention': _repeating([masks[kind] for kind in kinds])}
+
+    names = ('sliding_window', 'use_sliding_window', 'max_window_layers', 'layer_types')
+    return Both((*names, 'sliding_window_size'), read, _write_layers)
 
 
 def _repeating(masks: list[str]) -> tuple[str, ...]:
@@ -116,15 +132,8 @@ def _write_layers(ours: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-LAYER_TYPES = Both(
-    ('sliding_window', 'use_sliding_window', 'max_window_layers', 'layer_types'),
-    _read_layers,
-    _write_layers,
-)
-
-
 def _read_window(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    window = theirs.get('sliding_window')
+    window = theirs.get('sliding_window', 4096)
     return {'model.attention': (_sliding(window) if window else 'causal',)}
 
 
@@ -154,9 +163,14 @@ _CONFIG: tuple[Entry, ...] = (
     Key('rms_norm_eps', 'model.norm_epsilon', 1e-6),
     Key('tie_word_embeddings', 'model.tie_embeddings', False),
     ROTARY,
-    Ignored(('attention_dropout', 'pretraining_tp')),
+    Ignored(('attention_dropout', 'pretraining_tp', 'is_llama_config', 'cache_implementation')),
 )
 _SWIGLU = Key('hidden_act', 'model.activation', 'silu', {'silu': 'swiglu', 'swish': 'swiglu'})
+
+
+def _groups(default: int) -> Key:
+    return Key('num_key_value_heads', 'model.num_kv_heads', default, otherwise=0)
+
 
 LLAMA = Family(
     name='llama',
@@ -187,14 +201,20 @@ MISTRAL = dataclasses.replace(
     LLAMA,
     name='mistral',
     classes={'MistralForCausalLM': ''},
-    config=(*_CONFIG, _SWIGLU, EVERY_LAYER),
+    config=(*_CONFIG, _SWIGLU, EVERY_LAYER, _groups(8)),
 )
 
 QWEN2 = dataclasses.replace(
     LLAMA,
     name='qwen2',
     classes={'Qwen2ForCausalLM': ''},
-    config=(*_CONFIG, _SWIGLU, LAYER_TYPES, Always({'model.qkv_bias': True})),
+    config=(
+        *_CONFIG,
+        _SWIGLU,
+        _layer_types(_of_qwen),
+        Always({'model.qkv_bias': True}),
+        _groups(32),
+    ),
 )
 
 QWEN3 = dataclasses.replace(
@@ -204,8 +224,10 @@ QWEN3 = dataclasses.replace(
     config=(
         *_CONFIG,
         _SWIGLU,
-        LAYER_TYPES,
+        _layer_types(_of_qwen),
         Always({'model.qk_norm': True}),
+        _groups(32),
+        Key('head_dim', 'model.head_dim', 128),
         Only(attention_bias=False),
     ),
 )
@@ -242,7 +264,9 @@ GEMMA2 = dataclasses.replace(
             lambda theirs: {'model.embed_scale': theirs['hidden_size'] ** 0.5},
             lambda ours: {},
         ),
-        LAYER_TYPES,
+        _layer_types(_of_gemma),
+        _groups(4),
+        Key('head_dim', 'model.head_dim', 256),
         Only(attention_bias=False, use_bidirectional_attention=None),
         Ignored(('hidden_act',)),
     ),
