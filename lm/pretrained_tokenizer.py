@@ -116,6 +116,23 @@ class HuggingFace(Tokenizer):
         made._take(specials)
         return made
 
+    def within(self, rows: int) -> 'HuggingFace':
+        """Returns it without the special ids that a model of so many rows has no vector for.
+
+        BART's for summaries lack that of the mask. An id of text beyond the rows stays, and does not fit.
+        """
+        beyond = {token for token, index in self.ids.items() if index >= rows}
+        if not beyond or any(self.is_text[self.ids[token]] for token in beyond):
+            return self
+        model = self._fields['model']
+        vocab = {token: index for token, index in model['vocab'].items() if token not in beyond}
+        added = [token for token in self._fields['added_tokens'] if token['content'] not in beyond]
+        fields = {**self._fields, 'model': {**model, 'vocab': vocab}, 'added_tokens': added}
+        kept = dataclasses.asdict(self.specials)
+        kept |= {role: -1 for role in ('unk', 'mask') if kept[role] >= rows}
+        kept['sentinels'] = tuple(index for index in kept['sentinels'] if index < rows)
+        return HuggingFace(fields, Specials(**kept))
+
     def _take(self, specials: Specials) -> None:
         self.specials = specials
         self.vocab_size = max(self.free, 1 + max(specials.ids))

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import lm
-from lm import tokenizer, vocabulary
+from lm import pretrained_tokenizer, tokenizer, vocabulary
 from lm.data import features
 from lm.errors import InputError
 from lm.objectives import OBJECTIVES, Spec, check
@@ -545,6 +545,25 @@ def test_a_span_corruption_example(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_mask_that_a_model_has_no_vector_for_is_left_out():
+    words = {'<s>': 0, '<pad>': 1, '</s>': 2, '<unk>': 3, 'a': 4, 'b': 5, '<mask>': 6}
+    added = [{'id': 6, 'content': '<mask>', 'special': True, 'normalized': False}]
+    for token in added:
+        token |= dict.fromkeys(('single_word', 'lstrip', 'rstrip'), False)
+    fields = {
+        **{'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added},
+        **dict.fromkeys(('normalizer', 'post_processor', 'decoder')),
+        'pre_tokenizer': {'type': 'WhitespaceSplit'},
+        'model': {'type': 'WordLevel', 'vocab': words, 'unk_token': '<unk>'},
+    }
+    whole = pretrained_tokenizer.HuggingFace(fields, tokenizer.Specials(1, 0, 2, 3, mask=6))
+    assert whole.within(7) is whole
+    assert whole.within(5) is whole  # 'b' is text.
+    made = whole.within(6)
+    assert (made.vocab_size, made.specials) == (6, tokenizer.Specials(1, 0, 2, 3))
+    assert made.encode('a b').tolist() == [4, 5]
+
+
 def test_a_run_keeps_the_tokenizer(tmp_path):
     (tmp_path / 'gpt2').mkdir()
     published(tmp_path / 'gpt2', 'gpt2')

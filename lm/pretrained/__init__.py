@@ -29,6 +29,7 @@ from lm.pretrained import convert, tokenizers
 from lm.pretrained.families import FAMILIES
 from lm.pretrained.family import Family
 from lm.pretrained.folder import DTYPES, Weights, Writer, read_json
+from lm.pretrained_tokenizer import HuggingFace
 from lm.run import Run
 from lm.writer import atomic_write
 
@@ -143,6 +144,8 @@ def _mistakes_in(folder: Path) -> Iterator[None]:
 def _build(
     config: ConfigDict, text: Any, overrides: dict[str, Any], say: Callable[[str], None]
 ) -> Run:
+    if isinstance(text, HuggingFace):
+        text = text.within(config.model.vocab_size)
     config.tokenizer.mask = text.specials.mask >= 0
     for key, value in overrides.items():
         section, _, leaf = key.rpartition('.')
