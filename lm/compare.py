@@ -110,13 +110,13 @@ def _load(folder: Path) -> dict[str, Any]:
         report = json.loads(path.read_text())
     except ValueError:
         raise InputError(f"'{path}' is not whole JSON: train the run to its end again.") from None
-    # A report may be older than runs of several tasks are.
-    report['config'] = {'tasks': {}, 'multitask': {}, **report['config']}
     if not report['finished']:
         raise InputError(
             f"run '{folder}' is not finished (step {report['steps']} of "
             f'{report["config"]["train"]["steps"]}): the same command goes on from there.'
         )
+    # A report may be older than runs of several tasks are.
+    report['config'] = {'tasks': {}, 'multitask': {}, **report.get('config', {})}
     return report
 
 

@@ -32,6 +32,7 @@ FLOORS = [
         'page',
         'predictions',
     },
+    {'pretrained'},
     {'main'},
 ]
 HOST_SIDE, DEVICE_SIDE = {'data', 'objectives', 'tasks'}, {'attention', 'layers', 'models'}

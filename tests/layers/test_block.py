@@ -113,6 +113,9 @@ def test_placement(placement):
     if placement == 'pre':
         want = x + attention(norm('attention_norm', x))
         want += mlp(norm('mlp_norm', want))
+    elif placement == 'both':
+        want = x + norm('attention_output_norm', attention(norm('attention_norm', x)))
+        want += norm('mlp_output_norm', mlp(norm('mlp_norm', want)))
     else:
         want = norm('attention_norm', x + attention(x))
         want = norm('mlp_norm', want + mlp(want))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,10 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def gelu_erf(x):
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+
+
 def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
@@ -105,7 +110,9 @@ def test_mlp_formula(name):
 
     h = {
         'gelu': lambda: gelu_tanh(dense('up', x)),
+        'gelu_exact': lambda: gelu_erf(dense('up', x)),
         'relu': lambda: np.maximum(dense('up', x), 0),
+        'silu': lambda: dense('up', x) * sigmoid(dense('up', x)),
         'swiglu': lambda: dense('up', x) * dense('gate', x) * sigmoid(dense('gate', x)),
         'geglu': lambda: dense('up', x) * gelu_tanh(dense('gate', x)),
     }[name]()
