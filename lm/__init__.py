@@ -40,16 +40,8 @@ def get_config(name: str, **overrides: Any) -> Any:
         InputError: there is no such config or key.
     """
     from lm import config as configs
-    from lm.errors import InputError, nearest
 
     config = configs.load(name)
-    known = dict(configs.flatten(config.to_dict()))
-    for key, value in configs.flatten(overrides):
-        if key not in known and not key.startswith('optimizer.options.'):
-            raise InputError(f"'config.{key}' is not a config key.{nearest(key, known)}")
-        section, _, leaf = key.rpartition('.')
-        with config.ignore_type():
-            (config[section] if section else config)[leaf] = (
-                tuple(value) if isinstance(value, list) else value
-            )
+    flat = configs.flatten(overrides)
+    configs.put(config, {k: tuple(v) if isinstance(v, list) else v for k, v in flat})
     return config

@@ -376,6 +376,17 @@ RESUMABLE = re.compile(
 )
 
 
+def put(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets keys of a config, such as `model.num_layers`; raises InputError if there is no such key."""
+    known = dict(flatten(config.to_dict()))
+    for key, value in values.items():
+        if key not in known and not key.startswith('optimizer.options.'):
+            raise InputError(f"'config.{key}' is not a config key.{nearest(key, known)}")
+        section, _, leaf = key.rpartition('.')
+        with config.ignore_type():
+            (config[section] if section else config)[leaf] = value
+
+
 def load(path: str | Path) -> ConfigDict:
     """Returns `get_config()` of a config file.
 

@@ -23,6 +23,11 @@ def paths(tree: Any) -> list[str]:
     return [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """Returns the leaves by their paths, in the order of `jax.tree.leaves`."""
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Returns the tree of `function(path, leaf, *rest_leaves)`."""
     return jax.tree_util.tree_map_with_path(

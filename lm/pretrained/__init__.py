@@ -126,7 +126,7 @@ def _read(
             params, fresh = convert.load(family, run.config.model, shapes, weights, chosen)
             if fresh:
                 say(f'Not in {folder}, and so at their initial values: {", ".join(fresh)}.')
-                params = _filled(params, run)
+                params = _filled(params, run, fresh)
     return LanguageModel(run, params), family
 
 
@@ -147,10 +147,7 @@ def _build(
     if isinstance(text, HuggingFace):
         text = text.within(config.model.vocab_size)
     config.tokenizer.mask = text.specials.mask >= 0
-    for key, value in overrides.items():
-        section, _, leaf = key.rpartition('.')
-        with config.ignore_type():
-            (config[section] if section else config)[leaf] = value
+    configs.put(config, overrides)
     parsed = configs.parse(config)
     try:
         device_mesh = runs.check_mesh(parsed)
@@ -162,20 +159,17 @@ def _build(
     return runs.build(parsed, text, device_mesh)
 
 
-def _filled(params: Any, run: Run) -> Any:
-    """Returns the parameters, with initial ones for those that are None."""
-    missing = tree.paths(run.steps.shapes.params)
-    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)
-    absent = {path for path, leaf in zip(missing, leaves, strict=True) if leaf is None}
+def _filled(params: Any, run: Run, absent: list[str]) -> Any:
+    """Returns the parameters, with initial ones at the paths of those that are absent."""
 
     def initial() -> dict[str, jax.Array]:
-        made = run.steps.initial().params
-        found = dict(zip(tree.paths(made), jax.tree.leaves(made), strict=True))
+        found = tree.by_path(run.steps.initial().params)
         return {path: found[path] for path in absent}
 
     made = jax.jit(initial)()
-    filled = [made.get(path, leaf) for path, leaf in zip(missing, leaves, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(run.steps.shapes.params), filled)
+    return tree.map_with_path(
+        lambda path, _, leaf: made.get(path, leaf), run.steps.shapes.params, params
+    )
 
 
 def save(
@@ -260,6 +254,8 @@ def _fitting(name: str, config: configs.Config, params: Any) -> tuple[Family, di
         else:
             return family, theirs
     nearest = min(reasons, key=lambda error: error.distance)
+    if name:
+        raise nearest
     raise InputError(f'this model has the form of no family that is known; the nearest: {nearest}')
 
 

@@ -47,10 +47,7 @@ def config_of(family: Family, theirs: Mapping[str, Any], names: frozenset[str]) 
     config = configs.load('base')
     # Of what is not trained here, nothing but the parameters is kept.
     config.optimizer.name, config.optimizer.b1 = 'sgd', 0.0
-    for key, value in _read(family, {**theirs, TENSORS: names}).items():
-        section, _, leaf = key.partition('.')
-        with config.ignore_type():
-            config[section][leaf] = value
+    configs.put(config, _read(family, {**theirs, TENSORS: names}))
     return config
 
 
@@ -127,10 +124,7 @@ def _alike(first: Any, second: Any) -> bool:
 
 def _parsed_model(family: Family, theirs: Mapping[str, Any]) -> ModelConfig:
     config = configs.load('base')
-    for key, value in _read(family, theirs).items():
-        section, _, leaf = key.partition('.')
-        with config.ignore_type():
-            config[section][leaf] = value
+    configs.put(config, _read(family, theirs))
     return configs.parse(config).model
 
 
@@ -162,7 +156,7 @@ def pieces(family: Family, model: ModelConfig, params: Any) -> list[Piece]:
     Raises:
         Unfit: a parameter has no counterpart in the family.
     """
-    leaves = dict(zip(tree.paths(params), jax.tree.leaves(params), strict=True))
+    leaves = tree.by_path(params)
     found = []
     for tensor in family.tensors:
         if tensor.where(model):
@@ -221,9 +215,9 @@ def load(
         InputError: a tensor is missing, is not known, or has another shape.
     """
     plan = pieces(family, model, shapes)
-    leaves = dict(zip(tree.paths(shapes), jax.tree.leaves(shapes), strict=True))
+    leaves = tree.by_path(shapes)
     plan, fresh, zero = _match(family, plan, weights)
-    made = {path: _zeros(*_spec(leaves[path]))() for path in zero}
+    made = {path: _zeros(leaves[path], leaves[path].dtype) for path in zero}
     for piece in plan:
         parts = _parts(piece, leaves, weights)
         for (path, index), part in zip(piece.places, parts, strict=True):
@@ -235,7 +229,7 @@ def load(
                 )
             else:
                 if path not in made:
-                    made[path] = _zeros(spec.shape, part.dtype, spec.sharding)()
+                    made[path] = _zeros(spec, part.dtype)
                 # Files of several dtypes: that of the first layer.
                 part = part.astype(made[path].dtype, copy=False)
                 made[path] = _lay(made[path], part, index)
@@ -243,17 +237,12 @@ def load(
     return jax.tree.unflatten(jax.tree.structure(shapes), found), fresh
 
 
-def _spec(leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], np.dtype, Any]:
-    return leaf.shape, np.dtype(leaf.dtype), leaf.sharding
-
-
 def _slice(array: np.ndarray, index: Any) -> np.ndarray:
     return array[index]
 
 
-@functools.cache
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Any) -> Any:
-    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)
+def _zeros(like: jax.ShapeDtypeStruct, dtype: np.dtype) -> jax.Array:
+    return jnp.zeros(like.shape, dtype, device=like.sharding)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -302,9 +291,7 @@ def _match(
 
 
 def _parts(piece: Piece, leaves: Mapping[str, Any], weights: Weights) -> list[np.ndarray]:
-    path, index = piece.places[0]
-    shape = leaves[path].shape[0 if index is None else 1 :]
-    sizes, theirs = _sizes(piece, shape)
+    sizes, theirs = _sizes(piece, leaves)
     if weights.shapes[piece.name] != theirs:
         raise InputError(
             f"the tensor '{piece.name}' has the shape {weights.shapes[piece.name]}; by config.json it is "
@@ -314,9 +301,11 @@ def _parts(piece: Piece, leaves: Mapping[str, Any], weights: Weights) -> list[np
     return list(found) if len(piece.places) > 1 else [found]
 
 
-def _sizes(piece: Piece, shape: tuple[int, ...]) -> tuple[dict[str, int], tuple[int, ...]]:
+def _sizes(piece: Piece, leaves: Mapping[str, Any]) -> tuple[dict[str, int], tuple[int, ...]]:
     """Returns the sizes of the axes by name, and the shape there."""
     left, right = piece.axes.split(' -> ')
+    path, index = piece.places[0]
+    shape = leaves[path].shape[0 if index is None else 1 :]
     if len(piece.places) > 1:
         shape = (len(piece.places), *shape)
     sizes = dict(zip(right.split(), shape, strict=True))
@@ -332,11 +321,7 @@ def unload(
 ) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], Iterator[tuple[str, np.ndarray]]]:
     """Returns shape and dtype of each tensor there, and the tensors in the same order, one at a time."""
     plan = pieces(family, model, params)
-    leaves = dict(zip(tree.paths(params), jax.tree.leaves(params), strict=True))
-
-    def shape(piece: Piece) -> tuple[int, ...]:
-        path, index = piece.places[0]
-        return _sizes(piece, leaves[path].shape[0 if index is None else 1 :])[1]
+    leaves = tree.by_path(params)
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for piece in plan:
@@ -345,9 +330,9 @@ def unload(
                 np.asarray(leaves[path] if index is None else leaves[path][index])
                 for path, index in piece.places
             ]
-            sizes, _ = _sizes(piece, parts[0].shape)
+            sizes, _ = _sizes(piece, leaves)
             whole = np.stack(parts) if len(parts) > 1 else parts[0]
             found = einops.rearrange(whole, f'{right} -> {left}', **sizes)
             yield piece.name, found.astype(dtype, copy=False)
 
-    return {piece.name: (shape(piece), dtype) for piece in plan}, arrays()
+    return {piece.name: (_sizes(piece, leaves)[1], dtype) for piece in plan}, arrays()

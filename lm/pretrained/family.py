@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from lm import attention
+from lm.attention import parse_pattern
 from lm.config import ModelConfig
 from lm.errors import InputError, nearest
 from lm.layers.attention import head_sizes
@@ -106,21 +106,6 @@ class Only:
 
 
 @dataclasses.dataclass(frozen=True)
-class Always:
-    """Keys of ours that all of the family have: `Always({'model.norm': 'layernorm'})`."""
-
-    ours: Mapping[str, Any]
-
-    names = ()
-
-    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(self.ours)
-
-    def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        return {}
-
-
-@dataclasses.dataclass(frozen=True)
 class Both:
     """What takes a function: several keys that hang together.
 
@@ -131,21 +116,18 @@ class Both:
     """
 
     names: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    write: Callable[[Mapping[str, Any]], dict[str, Any]]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda theirs: {}
+    write: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda ours: {}
 
 
-@dataclasses.dataclass(frozen=True)
-class Ignored:
-    """Keys there that say nothing about the function that a model computes."""
+def always(ours: Mapping[str, Any]) -> Both:
+    """Returns keys of ours that all of the family have: `always({'model.norm': 'layernorm'})`."""
+    return Both((), lambda theirs: dict(ours))
 
-    names: tuple[str, ...]
 
-    def read(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
-        return {}
-
-    def write(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        return {}
+def ignored(*names: str) -> Both:
+    """Returns keys there that say nothing about the function that a model computes."""
+    return Both(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +189,14 @@ def unsupported(name: str, value: Any, known: Any) -> InputError:
     return InputError(f'config.json: {name} = {json.dumps(value)} is not supported.{hint}')
 
 
+# Names of functions there, and ours.
+ACTIVATIONS = {
+    'gelu_new': 'gelu',
+    'gelu_pytorch_tanh': 'gelu',
+    'gelu': 'gelu_exact',
+    'relu': 'relu',
+    'silu': 'silu',
+}
 # Keys of every config.json that say nothing about the function.
 COMMON = (
     *('architectures', 'model_type', 'transformers_version', 'torch_dtype', 'dtype', 'auto_map'),
@@ -219,7 +209,7 @@ COMMON = (
     *('max_length', 'min_length', 'num_beams', 'length_penalty', 'early_stopping', 'do_sample'),
     *('no_repeat_ngram_size', 'temperature', 'top_k', 'top_p', 'repetition_penalty'),
     *('classifier_dropout', 'chunk_size_feed_forward', 'gradient_checkpointing'),
-    *('normalize_before', 'normalize_embedding', 'static_position_embeddings'),
+    *('normalize_embedding', 'static_position_embeddings'),
     *('predict_special_tokens', 'directionality', 'pooler_fc_size', 'pooler_num_attention_heads'),
     *('pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type', 'extra_pos_embeddings'),
     *('transformers.js_config', 'pruned_heads', 'do_blenderbot_90_layernorm', 'typical_p'),
@@ -237,12 +227,22 @@ def linear(theirs: str, ours: str) -> tuple[Tensor, ...]:
     )
 
 
-def to_heads(theirs: str, ours: str) -> tuple[Tensor, ...]:
-    """Returns the tensors of a `torch.nn.Linear` from D to heads."""
-    return (
-        Tensor(f'{theirs}.weight', f'{ours}/kernel', '(H K) D -> D H K'),
-        Tensor(f'{theirs}.bias', f'{ours}/bias', '(H K) -> H K'),
-    )
+def attention(theirs: str, names: str, ours: str) -> tuple[Tensor, ...]:
+    """Returns the tensors of attention that is four of `torch.nn.Linear`.
+
+    Args:
+        theirs: how their names begin.
+        names: what they go on with, of queries, keys, values and the output: `q_proj k_proj v_proj o_proj`.
+        ours: our path.
+    """
+    *inputs, out = names.split()
+    found = []
+    for name, part in zip(inputs, ('query', 'key', 'value'), strict=True):
+        found += [
+            Tensor(f'{theirs}.{name}.weight', f'{ours}/{part}/kernel', '(H K) D -> D H K'),
+            Tensor(f'{theirs}.{name}.bias', f'{ours}/{part}/bias', '(H K) -> H K'),
+        ]
+    return (*found, *from_heads(f'{theirs}.{out}', f'{ours}/out'))
 
 
 def from_heads(theirs: str, ours: str) -> tuple[Tensor, ...]:
@@ -250,6 +250,15 @@ def from_heads(theirs: str, ours: str) -> tuple[Tensor, ...]:
     return (
         Tensor(f'{theirs}.weight', f'{ours}/kernel', 'D (H K) -> H K D'),
         Tensor(f'{theirs}.bias', f'{ours}/bias', 'D -> D'),
+    )
+
+
+def fused(theirs: str, ours: str, weight: str, bias: str) -> tuple[Tensor, ...]:
+    """Returns the tensors of one product that makes queries, keys and values, by the axes of each."""
+    parts = [f'{ours}/{part}' for part in ('query', 'key', 'value')]
+    return (
+        Tensor(f'{theirs}.weight', tuple(f'{part}/kernel' for part in parts), weight),
+        Tensor(f'{theirs}.bias', tuple(f'{part}/bias' for part in parts), bias),
     )
 
 
@@ -310,5 +319,5 @@ def resolved(model: ModelConfig) -> dict[str, Any]:
 
 def _pattern(masks: tuple[str, ...]) -> tuple[str, ...]:
     """Returns a pattern in its one form, of which a single kind is told once."""
-    kinds = tuple(str(kind) for kind in attention.parse_pattern(masks))
+    kinds = tuple(str(kind) for kind in parse_pattern(masks))
     return kinds[:1] if len(set(kinds)) == 1 else kinds

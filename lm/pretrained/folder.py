@@ -54,21 +54,18 @@ class Weights:
         Raises:
             InputError: there are none, or one is damaged.
         """
-        self._stack = contextlib.ExitStack()
         # By name: the file, what the tensor is called in it, and the file's path.
         self._places: dict[str, tuple[Any, str, Path]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
-        try:
-            self._open(folder)
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            self._open(folder, stack)
+            self._stack = stack.pop_all()
 
-    def _open(self, folder: Path) -> None:
+    def _open(self, folder: Path, stack: contextlib.ExitStack) -> None:
         for path, names in _listed(folder):
             try:
-                file = self._stack.enter_context(safetensors.safe_open(path, framework='numpy'))
+                file = stack.enter_context(safetensors.safe_open(path, framework='numpy'))
                 there = set(file.keys())
                 for called in sorted(there if names is None else names & there):
                     part = file.get_slice(called)
@@ -177,7 +174,7 @@ class Writer:
         """Plans the files.
 
         Args:
-            folder: which exists.
+            folder: which exists, and has its last name when all is written.
             shapes: shape and dtype of every tensor, in the order in which they will come.
             limit: bytes of a file, but for a larger tensor.
         """
@@ -213,15 +210,13 @@ class Writer:
                 }
             text = json.dumps(header, separators=(',', ':')).encode()
             text += b' ' * (-len(text) % 8)
-            unfinished = self._folder / f'.{file}.part'
-            with unfinished.open('wb') as out:
+            with (self._folder / file).open('wb') as out:
                 out.write(len(text).to_bytes(8, 'little') + text)
                 for expected in names:
                     name, array = next(tensors)
                     shape, dtype = self._shapes[name]
                     assert (name, array.shape, array.dtype) == (expected, shape, dtype)
                     out.write(np.ascontiguousarray(array).view(np.uint8).data)
-            unfinished.rename(self._folder / file)
         if len(self._parts) > 1:
             index = {
                 'metadata': {'total_size': self._total},

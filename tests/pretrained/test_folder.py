@@ -100,6 +100,8 @@ def test_a_mesh_gets_its_parts(folder):
     kernel = many.params['layers']['mlp']['up']['kernel']
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     same_bits(many.params, one.params)
+    with pytest.raises(InputError, match="'config.mesh.fdsp' is not a config key.*'mesh.fsdp'"):
+        pretrained.from_pretrained(folder, overrides={'mesh.fdsp': 2})
 
 
 def test_import_makes_a_workdir_and_export_gives_the_folder_back(folder, tmp_path):

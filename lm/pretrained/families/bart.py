@@ -4,21 +4,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lm.pretrained.families.bert import ACTIVATIONS
 from lm.pretrained.family import (
-    Always,
+    ACTIVATIONS,
     Both,
     Entry,
     Family,
-    Ignored,
     Key,
     Only,
     Tensor,
-    from_heads,
+    always,
+    attention,
+    ignored,
     linear,
     norm,
     table,
-    to_heads,
     unsupported,
 )
 
@@ -51,7 +50,7 @@ def _scale(scaled: Callable[[int], float], plain: Callable[[int], float]) -> Bot
 
 
 _CONFIG: tuple[Entry, ...] = (
-    Always(
+    always(
         {
             'model.architecture': 'encoder_decoder',
             'model.norm': 'layernorm',
@@ -77,23 +76,16 @@ _CONFIG: tuple[Entry, ...] = (
     ),
     Key('dropout', 'model.dropout', 0.1),
     Only(is_encoder_decoder=True, is_decoder=False, tie_word_embeddings=True),
-    Ignored(
-        (
-            *('activation_dropout', 'attention_dropout', 'encoder_layerdrop'),
-            *('decoder_layerdrop', 'classif_dropout', 'num_hidden_layers', 'add_bias_logits'),
-            *('add_final_layer_norm', 'force_bos_token_to_be_generated'),
-        )
+    Only(add_final_layer_norm=False, normalize_before=False),
+    ignored(
+        *('activation_dropout', 'attention_dropout', 'encoder_layerdrop'),
+        *('decoder_layerdrop', 'classif_dropout', 'num_hidden_layers', 'add_bias_logits'),
+        'force_bos_token_to_be_generated',
     ),
 )
 
 
-def _attention(theirs: str, ours: str) -> tuple[Tensor, ...]:
-    return (
-        *to_heads(f'{theirs}.q_proj', f'{ours}/query'),
-        *to_heads(f'{theirs}.k_proj', f'{ours}/key'),
-        *to_heads(f'{theirs}.v_proj', f'{ours}/value'),
-        *from_heads(f'{theirs}.out_proj', f'{ours}/out'),
-    )
+_NAMES = 'q_proj k_proj v_proj out_proj'
 
 
 def _side(side: str) -> tuple[Tensor, ...]:
@@ -101,7 +93,7 @@ def _side(side: str) -> tuple[Tensor, ...]:
     return (
         table(f'model.{side}.embed_positions.weight', f'{side}/position'),
         *norm(f'model.{side}.layernorm_embedding', f'{side}/embed_norm'),
-        *_attention(f'{layer}.self_attn', f'{ours}/attention'),
+        *attention(f'{layer}.self_attn', _NAMES, f'{ours}/attention'),
         *norm(f'{layer}.self_attn_layer_norm', f'{ours}/attention_norm'),
         *linear(f'{layer}.fc1', f'{ours}/mlp/up'),
         *linear(f'{layer}.fc2', f'{ours}/mlp/down'),
@@ -114,7 +106,7 @@ BART = Family(
     classes={'BartForConditionalGeneration': ''},
     config=(
         *_CONFIG,
-        Always(
+        always(
             {
                 'model.position': 'learned',
                 'model.position_offset': 2,
@@ -128,7 +120,9 @@ BART = Family(
         table('model.shared.weight', 'embed'),
         *_side('encoder'),
         *_side('decoder'),
-        *_attention('model.decoder.layers.{n}.encoder_attn', 'decoder/layers/cross_attention'),
+        *attention(
+            'model.decoder.layers.{n}.encoder_attn', _NAMES, 'decoder/layers/cross_attention'
+        ),
         *norm(
             'model.decoder.layers.{n}.encoder_attn_layer_norm',
             'decoder/layers/cross_attention_norm',
@@ -150,14 +144,13 @@ MARIAN = dataclasses.replace(
     classes={'MarianMTModel': ''},
     config=(
         *_CONFIG,
-        Always({'model.position': 'sinusoidal'}),
+        always({'model.position': 'sinusoidal'}),
         # Ours with waves for positions are scaled up to meet them.
         _scale(lambda width: 1.0, lambda width: width**-0.5),
         Only(share_encoder_decoder_embeddings=True),
         Both(
             ('decoder_vocab_size',),
-            lambda theirs: {},
-            lambda ours: {'decoder_vocab_size': ours['model.vocab_size']},
+            write=lambda ours: {'decoder_vocab_size': ours['model.vocab_size']},
         ),
     ),
     buffers=(*BART.buffers, r'embed_positions\.weight$'),

@@ -5,30 +5,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm.pretrained.family import (
+    ACTIVATIONS,
     TENSORS,
-    Always,
     Both,
     Family,
-    Ignored,
     Key,
     Only,
     Tensor,
-    from_heads,
+    always,
+    attention,
+    ignored,
     linear,
     norm,
     table,
-    to_heads,
     vector,
 )
 
-ACTIVATIONS = {
-    'gelu': 'gelu_exact',
-    'gelu_new': 'gelu',
-    'gelu_pytorch_tanh': 'gelu',
-    'relu': 'relu',
-    'silu': 'silu',
-}
-_ENCODER = Always(
+_ENCODER = always(
     {
         'model.architecture': 'encoder',
         'model.attention': ('full',),
@@ -57,28 +50,24 @@ _SIZES = (
         add_cross_attention=False,
         tie_word_embeddings=True,
     ),
-    Ignored(('attention_probs_dropout_prob',)),
+    ignored('attention_probs_dropout_prob'),
 )
 
 
-def _pairs(kind: str, pooler: str) -> Both:
+def _pairs(kind: str) -> Both:
     """Whether there is a head for pairs of texts: a model with a pooler has one."""
     return Both(
         (),
         lambda theirs: {
-            'objective.pairs': kind if any(pooler in name for name in theirs[TENSORS]) else ''
+            'objective.pairs': kind if any('pooler.' in name for name in theirs[TENSORS]) else ''
         },
-        lambda ours: {},
     )
 
 
 def _layer(theirs: str) -> tuple[Tensor, ...]:
-    ours = 'layers/attention'
+    names = 'self.query self.key self.value output.dense'
     return (
-        *to_heads(f'{theirs}.attention.self.query', f'{ours}/query'),
-        *to_heads(f'{theirs}.attention.self.key', f'{ours}/key'),
-        *to_heads(f'{theirs}.attention.self.value', f'{ours}/value'),
-        *from_heads(f'{theirs}.attention.output.dense', f'{ours}/out'),
+        *attention(f'{theirs}.attention', names, 'layers/attention'),
         *norm(f'{theirs}.attention.output.LayerNorm', 'layers/attention_norm'),
         *linear(f'{theirs}.intermediate.dense', 'layers/mlp/up'),
         *linear(f'{theirs}.output.dense', 'layers/mlp/down'),
@@ -102,7 +91,7 @@ BERT = Family(
         _ENCODER,
         *_SIZES,
         Key('max_position_embeddings', 'data.length', 512),
-        _pairs('next', 'pooler.'),
+        _pairs('next'),
     ),
     prefix='bert.',
     tensors=(
@@ -165,7 +154,7 @@ DISTILBERT = Family(
     classes={'DistilBertForMaskedLM': 'head_tokens/'},
     config=(
         _ENCODER,
-        Always({'model.norm_epsilon': 1e-12}),
+        always({'model.norm_epsilon': 1e-12}),
         Key('vocab_size', 'model.vocab_size'),
         Key('max_position_embeddings', 'data.length', 512),
         Key('dim', 'model.embed_dim'),
@@ -175,11 +164,9 @@ DISTILBERT = Family(
         Key('activation', 'model.activation', 'gelu', ACTIVATIONS),
         Key('dropout', 'model.dropout', 0.1),
         Only(tie_word_embeddings=True),
-        Ignored(
-            (
-                *('attention_dropout', 'qa_dropout', 'seq_classif_dropout'),
-                *('sinusoidal_pos_embds', 'tie_weights_'),
-            )
+        ignored(
+            *('attention_dropout', 'qa_dropout', 'seq_classif_dropout'),
+            *('sinusoidal_pos_embds', 'tie_weights_'),
         ),
     ),
     prefix='distilbert.',
@@ -187,10 +174,7 @@ DISTILBERT = Family(
         table('distilbert.embeddings.word_embeddings.weight', 'embed'),
         table('distilbert.embeddings.position_embeddings.weight', 'position'),
         *norm('distilbert.embeddings.LayerNorm', 'embed_norm'),
-        *to_heads(f'{_DISTIL}.attention.q_lin', 'layers/attention/query'),
-        *to_heads(f'{_DISTIL}.attention.k_lin', 'layers/attention/key'),
-        *to_heads(f'{_DISTIL}.attention.v_lin', 'layers/attention/value'),
-        *from_heads(f'{_DISTIL}.attention.out_lin', 'layers/attention/out'),
+        *attention(f'{_DISTIL}.attention', 'q_lin k_lin v_lin out_lin', 'layers/attention'),
         *norm(f'{_DISTIL}.sa_layer_norm', 'layers/attention_norm'),
         *linear(f'{_DISTIL}.ffn.lin1', 'layers/mlp/up'),
         *linear(f'{_DISTIL}.ffn.lin2', 'layers/mlp/down'),
@@ -211,22 +195,19 @@ ALBERT = Family(
     config=(
         _ENCODER,
         *_SIZES,
-        Always({'model.share_layers': True}),
+        always({'model.share_layers': True}),
         Key('max_position_embeddings', 'data.length', 512),
         Key('embedding_size', 'model.embedding_dim', 128),
-        _pairs('order', 'pooler.'),
+        _pairs('order'),
         Only(num_hidden_groups=1, inner_group_num=1),
-        Ignored(('classifier_dropout_prob', 'net_structure_type', 'num_memory_blocks', 'gap_size')),
-        Ignored(('down_scale_factor',)),
+        ignored('classifier_dropout_prob', 'net_structure_type', 'num_memory_blocks', 'gap_size'),
+        ignored('down_scale_factor'),
     ),
     prefix='albert.',
     tensors=(
         *_embeddings('albert.embeddings'),
         *linear('albert.encoder.embedding_hidden_mapping_in', 'embed_projection'),
-        *to_heads(f'{_SHARED}.attention.query', 'layers/attention/query'),
-        *to_heads(f'{_SHARED}.attention.key', 'layers/attention/key'),
-        *to_heads(f'{_SHARED}.attention.value', 'layers/attention/value'),
-        *from_heads(f'{_SHARED}.attention.dense', 'layers/attention/out'),
+        *attention(f'{_SHARED}.attention', 'query key value dense', 'layers/attention'),
         *norm(f'{_SHARED}.attention.LayerNorm', 'layers/attention_norm'),
         *linear(f'{_SHARED}.ffn', 'layers/mlp/up'),
         *linear(f'{_SHARED}.ffn_output', 'layers/mlp/down'),

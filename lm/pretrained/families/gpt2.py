@@ -1,15 +1,26 @@
 """GPT-2 (Radford et al. 2019), and what has its form: DistilGPT-2, DialoGPT, Cerebras-GPT with gelu."""
 
-from lm.pretrained.family import Always, Family, Ignored, Key, Only, Tensor, norm, table, vector
+from lm.pretrained.family import (
+    ACTIVATIONS,
+    Family,
+    Key,
+    Only,
+    Tensor,
+    always,
+    fused,
+    ignored,
+    norm,
+    table,
+    vector,
+)
 
 _LAYER = 'transformer.h.{n}.'
-_QKV = tuple(f'layers/attention/{name}' for name in ('query', 'key', 'value'))
 
 GPT2 = Family(
     name='gpt2',
     classes={'GPT2LMHeadModel': ''},
     config=(
-        Always(
+        always(
             {
                 'model.architecture': 'decoder',
                 'model.position': 'learned',
@@ -24,18 +35,7 @@ GPT2 = Family(
         Key('n_head', 'model.num_heads'),
         Key('n_inner', 'model.mlp_dim', None, otherwise=0),
         Key('layer_norm_epsilon', 'model.norm_epsilon', 1e-5),
-        Key(
-            'activation_function',
-            'model.activation',
-            'gelu_new',
-            {
-                'gelu_new': 'gelu',
-                'gelu_pytorch_tanh': 'gelu',
-                'gelu': 'gelu_exact',
-                'relu': 'relu',
-                'silu': 'silu',
-            },
-        ),
+        Key('activation_function', 'model.activation', 'gelu_new', ACTIVATIONS),
         Key('resid_pdrop', 'model.dropout', 0.1),
         Key('tie_word_embeddings', 'model.tie_embeddings', True),
         Only(
@@ -43,12 +43,10 @@ GPT2 = Family(
             scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False,
         ),
-        Ignored(
-            (
-                *('attn_pdrop', 'embd_pdrop', 'reorder_and_upcast_attn', 'n_ctx'),
-                *('summary_activation', 'summary_first_dropout', 'summary_proj_to_labels'),
-                *('summary_type', 'summary_use_proj'),
-            )
+        ignored(
+            *('attn_pdrop', 'embd_pdrop', 'reorder_and_upcast_attn', 'n_ctx'),
+            *('summary_activation', 'summary_first_dropout', 'summary_proj_to_labels'),
+            *('summary_type', 'summary_use_proj'),
         ),
     ),
     prefix='transformer.',
@@ -56,14 +54,10 @@ GPT2 = Family(
         table('transformer.wte.weight', 'embed'),
         table('transformer.wpe.weight', 'position'),
         *norm(f'{_LAYER}ln_1', 'layers/attention_norm'),
-        Tensor(
-            f'{_LAYER}attn.c_attn.weight',
-            tuple(f'{path}/kernel' for path in _QKV),
+        *fused(
+            f'{_LAYER}attn.c_attn',
+            'layers/attention',
             'D (three H K) -> three D H K',
-        ),
-        Tensor(
-            f'{_LAYER}attn.c_attn.bias',
-            tuple(f'{path}/bias' for path in _QKV),
             '(three H K) -> three H K',
         ),
         Tensor(f'{_LAYER}attn.c_proj.weight', 'layers/attention/out/kernel', '(H K) D -> H K D'),

@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lm.pretrained.families.bert import ACTIVATIONS
 from lm.pretrained.families.llama import ROTARY
 from lm.pretrained.family import (
-    Always,
+    ACTIVATIONS,
     Both,
     Family,
-    Ignored,
     Key,
     Only,
     Tensor,
+    always,
     from_heads,
+    fused,
+    ignored,
     linear,
     norm,
     table,
 )
 
 _LAYER = 'gpt_neox.layers.{n}'
-_QKV = tuple(f'layers/attention/{name}' for name in ('query', 'key', 'value'))
 
 
 def _read_rotary(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ GPT_NEOX = Family(
     name='gpt_neox',
     classes={'GPTNeoXForCausalLM': ''},
     config=(
-        Always(
+        always(
             {
                 'model.architecture': 'decoder',
                 'model.position': 'rotary',
@@ -69,20 +69,16 @@ GPT_NEOX = Family(
             _write_rotary,
         ),
         Only(attention_bias=True, is_decoder=False),
-        Ignored(('attention_dropout',)),
+        ignored('attention_dropout'),
     ),
     prefix='gpt_neox.',
     tensors=(
         table('gpt_neox.embed_in.weight', 'embed'),
         *norm(f'{_LAYER}.input_layernorm', 'layers/attention_norm'),
-        Tensor(
-            f'{_LAYER}.attention.query_key_value.weight',
-            tuple(f'{path}/kernel' for path in _QKV),
+        *fused(
+            f'{_LAYER}.attention.query_key_value',
+            'layers/attention',
             '(H three K) D -> three D H K',
-        ),
-        Tensor(
-            f'{_LAYER}.attention.query_key_value.bias',
-            tuple(f'{path}/bias' for path in _QKV),
             '(H three K) -> three H K',
         ),
         *from_heads(f'{_LAYER}.attention.dense', 'layers/attention/out'),

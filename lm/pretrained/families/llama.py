@@ -7,19 +7,18 @@ from typing import Any
 
 from lm.errors import InputError
 from lm.pretrained.family import (
-    Always,
     Both,
     Entry,
     Family,
-    Ignored,
     Key,
     Only,
     Tensor,
-    from_heads,
+    always,
+    attention,
+    ignored,
     linear,
     norm,
     table,
-    to_heads,
     unsupported,
     vector,
 )
@@ -144,7 +143,7 @@ EVERY_LAYER = Both(
 )
 
 _CONFIG: tuple[Entry, ...] = (
-    Always(
+    always(
         {
             'model.architecture': 'decoder',
             'model.position': 'rotary',
@@ -163,7 +162,7 @@ _CONFIG: tuple[Entry, ...] = (
     Key('rms_norm_eps', 'model.norm_epsilon', 1e-6),
     Key('tie_word_embeddings', 'model.tie_embeddings', False),
     ROTARY,
-    Ignored(('attention_dropout', 'pretraining_tp', 'is_llama_config', 'cache_implementation')),
+    ignored('attention_dropout', 'pretraining_tp', 'is_llama_config', 'cache_implementation'),
 )
 _SWIGLU = Key('hidden_act', 'model.activation', 'silu', {'silu': 'swiglu', 'swish': 'swiglu'})
 
@@ -180,10 +179,7 @@ LLAMA = Family(
     tensors=(
         table('model.embed_tokens.weight', 'embed'),
         *norm(f'{_LAYER}input_layernorm', 'layers/attention_norm'),
-        *to_heads(f'{_LAYER}self_attn.q_proj', 'layers/attention/query'),
-        *to_heads(f'{_LAYER}self_attn.k_proj', 'layers/attention/key'),
-        *to_heads(f'{_LAYER}self_attn.v_proj', 'layers/attention/value'),
-        *from_heads(f'{_LAYER}self_attn.o_proj', 'layers/attention/out'),
+        *attention(f'{_LAYER}self_attn', 'q_proj k_proj v_proj o_proj', 'layers/attention'),
         vector(f'{_LAYER}self_attn.q_norm.weight', 'layers/attention/query_norm/scale'),
         vector(f'{_LAYER}self_attn.k_norm.weight', 'layers/attention/key_norm/scale'),
         *norm(f'{_LAYER}post_attention_layernorm', 'layers/mlp_norm'),
@@ -212,7 +208,7 @@ QWEN2 = dataclasses.replace(
         *_CONFIG,
         _SWIGLU,
         _layer_types(_of_qwen),
-        Always({'model.qkv_bias': True}),
+        always({'model.qkv_bias': True}),
         _groups(32),
     ),
 )
@@ -225,7 +221,7 @@ QWEN3 = dataclasses.replace(
         *_CONFIG,
         _SWIGLU,
         _layer_types(_of_qwen),
-        Always({'model.qk_norm': True}),
+        always({'model.qk_norm': True}),
         _groups(32),
         Key('head_dim', 'model.head_dim', 128),
         Only(attention_bias=False),
@@ -248,7 +244,7 @@ GEMMA2 = dataclasses.replace(
     classes={'Gemma2ForCausalLM': ''},
     config=(
         *_CONFIG,
-        Always({'model.norm': 'rmsnorm_1p', 'model.norm_placement': 'both'}),
+        always({'model.norm': 'rmsnorm_1p', 'model.norm_placement': 'both'}),
         Key(
             'hidden_activation',
             'model.activation',
@@ -259,16 +255,12 @@ GEMMA2 = dataclasses.replace(
         Key('attn_logit_softcapping', 'model.attention_softcap', 50.0, otherwise=0.0),
         Key('final_logit_softcapping', 'model.logit_softcap', 30.0, otherwise=0.0),
         _root('query_pre_attn_scalar', 'model.attention_scale', -0.5),
-        Both(
-            (),
-            lambda theirs: {'model.embed_scale': theirs['hidden_size'] ** 0.5},
-            lambda ours: {},
-        ),
+        Both((), lambda theirs: {'model.embed_scale': theirs['hidden_size'] ** 0.5}),
         _layer_types(_of_gemma),
         _groups(4),
         Key('head_dim', 'model.head_dim', 256),
         Only(attention_bias=False, use_bidirectional_attention=None),
-        Ignored(('hidden_act',)),
+        ignored('hidden_act'),
     ),
     tensors=(
         *(tensor for tensor in LLAMA.tensors if 'post_attention_layernorm' not in tensor.theirs),

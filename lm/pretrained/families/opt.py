@@ -1,19 +1,18 @@
 """OPT (Zhang et al. 2022)."""
 
-from lm.pretrained.families.bert import ACTIVATIONS
 from lm.pretrained.family import (
-    Always,
+    ACTIVATIONS,
     Both,
     Family,
-    Ignored,
     Key,
     Only,
     Tensor,
-    from_heads,
+    always,
+    attention,
+    ignored,
     linear,
     norm,
     table,
-    to_heads,
     unsupported,
 )
 
@@ -32,7 +31,7 @@ OPT = Family(
     name='opt',
     classes={'OPTForCausalLM': ''},
     config=(
-        Always(
+        always(
             {
                 'model.architecture': 'decoder',
                 'model.position': 'learned',
@@ -58,16 +57,13 @@ OPT = Family(
             lambda ours: {'word_embed_proj_dim': ours['model.embed_dim']},
         ),
         Only(enable_bias=True, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False),
-        Ignored(('attention_dropout', 'activation_dropout', 'layerdrop')),
+        ignored('attention_dropout', 'activation_dropout', 'layerdrop'),
     ),
     prefix='model.',
     tensors=(
         table('model.decoder.embed_tokens.weight', 'embed'),
         table('model.decoder.embed_positions.weight', 'position'),
-        *to_heads(f'{_LAYER}.self_attn.q_proj', 'layers/attention/query'),
-        *to_heads(f'{_LAYER}.self_attn.k_proj', 'layers/attention/key'),
-        *to_heads(f'{_LAYER}.self_attn.v_proj', 'layers/attention/value'),
-        *from_heads(f'{_LAYER}.self_attn.out_proj', 'layers/attention/out'),
+        *attention(f'{_LAYER}.self_attn', 'q_proj k_proj v_proj out_proj', 'layers/attention'),
         *norm(f'{_LAYER}.self_attn_layer_norm', 'layers/attention_norm'),
         *linear(f'{_LAYER}.fc1', 'layers/mlp/up'),
         *linear(f'{_LAYER}.fc2', 'layers/mlp/down'),

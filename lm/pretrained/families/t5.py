@@ -8,16 +8,15 @@ from lm.config import ModelConfig
 from lm.layers.mlp import activation
 from lm.pretrained.family import (
     TENSORS,
-    Always,
     Both,
     Family,
     Key,
     Only,
     Tensor,
-    from_heads,
+    always,
+    attention,
     norm,
     table,
-    to_heads,
     unsupported,
 )
 
@@ -67,15 +66,6 @@ _UNSCALED = Both(
 )
 
 
-def _attention(theirs: str, ours: str) -> tuple[Tensor, ...]:
-    return (
-        *to_heads(f'{theirs}.q', f'{ours}/query'),
-        *to_heads(f'{theirs}.k', f'{ours}/key'),
-        *to_heads(f'{theirs}.v', f'{ours}/value'),
-        *from_heads(f'{theirs}.o', f'{ours}/out'),
-    )
-
-
 def _gated(model: ModelConfig) -> bool:
     return activation(model).gated
 
@@ -95,7 +85,7 @@ def _stack(side: str, mlp: int) -> tuple[Tensor, ...]:
             'B H -> B H',
         ),
         *norm(f'{layer}.0.layer_norm', f'{ours}/attention_norm'),
-        *_attention(f'{layer}.0.SelfAttention', f'{ours}/attention'),
+        *attention(f'{layer}.0.SelfAttention', 'q k v o', f'{ours}/attention'),
         *norm(f'{layer}.{mlp}.layer_norm', f'{ours}/mlp_norm'),
         _matrix(
             f'{layer}.{mlp}.DenseReluDense.wi', f'{ours}/mlp/up', lambda model: not _gated(model)
@@ -111,7 +101,7 @@ T5 = Family(
     name='t5',
     classes={'T5ForConditionalGeneration': ''},
     config=(
-        Always(
+        always(
             {
                 'model.architecture': 'encoder_decoder',
                 'model.position': 'relative',
@@ -154,7 +144,9 @@ T5 = Family(
         *_stack('encoder', 1),
         *_stack('decoder', 2),
         *norm('decoder.block.{n}.layer.1.layer_norm', 'decoder/layers/cross_attention_norm'),
-        *_attention('decoder.block.{n}.layer.1.EncDecAttention', 'decoder/layers/cross_attention'),
+        *attention(
+            'decoder.block.{n}.layer.1.EncDecAttention', 'q k v o', 'decoder/layers/cross_attention'
+        ),
         Tensor('lm_head.weight', 'decoder/head/kernel', 'V D -> D V'),
     ),
     tied={
