@@ -400,9 +400,8 @@ def _specials(
     begins = (_config_id(folder, 'decoder_start_token_id', size), of('bos', 'bos', 'cls'), eos)
     found = Specials(
         pad=of('pad', 'pad'),
-        bos=next(
-            (index for index in begins if index >= 0), -1
-        ),  # What ends a text begins the next.
+        # Else what ends a text begins the next.
+        bos=next((index for index in begins if index >= 0), -1),
         eos=eos,
         unk=own.unk if own.unk >= 0 else of('unk', 'unk'),
         mask=of('mask', 'mask'),
