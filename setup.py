@@ -52,7 +52,9 @@ setup(
         ],
         # What models of others are held to. On Linux a plain `torch` brings several GB of CUDA: where there
         # is a CPU build, install that one first.
-        'reference': ['torch==2.13.0', 'transformers>=5.0'],
+        'reference': ['accelerate>=1.0', 'torch==2.13.0', 'transformers>=5.0'],
+        # EleutherAI's harness: `--mode=evaluate --tasks=...`, `python -m lm.harness`.
+        'eval': ['lm_eval>=0.4.13'],
         'test': [
             'hypothesis>=6.100',
             'nltk>=3.9',

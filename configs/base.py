@@ -366,6 +366,9 @@ def get_config() -> ConfigDict:
         {
             'prompts': ('The ',),  # tuple of str. '' = from nothing.
             'samples': 2,  # int, continuations of each prompt.
+            # bool. BOS stands before what a decoder goes on with, as before documents in training.
+            # Imported models have it as their tokenizers do: GPT-2's begin with the text.
+            'bos': True,
             'max_tokens': 128,  # int, tokens.
             'temperature': 0.8,  # float. 0 = greedy.
             'top_k': 0,  # int. Only the k likeliest tokens. 0 = off.

@@ -217,6 +217,7 @@ class GenerateConfig:
 
     prompts: tuple[str, ...]
     samples: int
+    bos: bool
     max_tokens: int
     temperature: float
     top_k: int

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ from lm.inference import load
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.writer import plain
+
+# A line for each evaluation.
+FILE = 'evaluations.jsonl'
 
 
 class Measured(NamedTuple):
@@ -125,7 +128,7 @@ def evaluate(
         task: runs.tokenized_splits(part.config, part.tokenizer, ('valid', 'test'))
         for task, part in run.tasks.items()
     }
-    path = workdir / 'evaluations.jsonl'
+    path = workdir / FILE
     earlier = len(path.read_text().splitlines()) if path.exists() else 0
     folder = workdir / 'predictions' / f'evaluation{earlier + 1}'
     found = measure(run, model.params, splits, folder, {})
@@ -143,7 +146,34 @@ def evaluate(
         'tasks': found.tasks,
         'predictions': str(folder.relative_to(workdir)) if wrote else None,
     }
-    if jax.process_index() == 0:
-        with open(path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(plain(line)) + '\n')
+    _add(workdir, line)
     return line
+
+
+def evaluate_tasks(
+    workdir: str | Path, tasks: Sequence[str], checkpoint: str | int = '', **options: Any
+) -> tuple[dict[str, Any], str]:
+    """Returns the results of tasks of EleutherAI's lm-evaluation-harness, and a table for people.
+
+    Args:
+        workdir: the run's folder. The result is added to its `evaluations.jsonl`, with the checkpoint.
+        tasks: names of the harness's tasks, groups or tags.
+        checkpoint: as `lm.load` takes it.
+        options: of `lm.harness.evaluate`.
+
+    Raises:
+        InputError: there is no such run, checkpoint or task, or the harness is not installed.
+    """
+    from lm import harness  # Its library is an extra, and takes a while to import.
+
+    model = load(workdir, checkpoint)
+    found, table = harness.evaluate(model, tasks, **options)
+    chosen = str(checkpoint) or model.run.config.eval.checkpoint
+    _add(Path(workdir), {'checkpoint': chosen, 'step': model.step, **found})
+    return found, table
+
+
+def _add(workdir: Path, line: dict[str, Any]) -> None:
+    if jax.process_index() == 0:
+        with open(workdir / FILE, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(plain(line)) + '\n')

@@ -138,6 +138,14 @@ class LanguageModel:
         ]
         return made[0] if single else made
 
+    def begun(self, text: str) -> list[int]:
+        """Returns what a decoder is given to go on with a text: its ids, after a BOS.
+
+        `config.generate.bos` says whether there is one; where there is no text there always is.
+        """
+        bos = self.run.config.generate.bos or not text
+        return [self.run.tokenizer.specials.bos] * bos + self.run.tokenizer.encode(text).tolist()
+
     def _codes(self, codes: Sequence[str]) -> list[int]:
         """Returns the tokens of codes; raises InputError where one is not known."""
         ids = vocabulary.code_ids(self.run.tokenizer, self.run.config.tokenizer)
@@ -152,8 +160,7 @@ class LanguageModel:
                 "config.model.architecture = 'encoder' fills in and labels, and does not generate."
             )
         if isinstance(model, Decoder):
-            bos = self.run.tokenizer.specials.bos
-            return [[bos, *encode(text)] for text in texts], None
+            return [self.begun(text) for text in texts], None
         config = self.run.config
         entry = OBJECTIVES[config.objective.name]
         before, after, begun = entry.prompt(runs.spec_of(config, self.run.tokenizer))

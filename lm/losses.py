@@ -107,8 +107,10 @@ def token_nats(
     hidden: jax.Array,
     targets: jax.Array,
     chunks: int,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Returns what each token costs by itself, -log p in nats, float32 `[B, T]`.
+
+    And whether no token is likelier there, bool `[B, T]`.
 
     Args:
         logits_fn: as in `chunked_cross_entropy`.
@@ -117,13 +119,14 @@ def token_nats(
         chunks: as in `chunked_cross_entropy`.
     """
 
-    def piece(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(inputs[0]).astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, inputs[1][..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+        return jax.nn.logsumexp(logits, axis=-1) - chosen, chosen >= jnp.max(logits, axis=-1)
 
-    nats = jax.lax.map(piece, (_pieces(hidden, chunks), _pieces(targets, chunks)))
-    return jnp.moveaxis(nats, 0, 2).reshape(targets.shape)
+    pieces = jax.lax.map(piece, (_pieces(hidden, chunks), _pieces(targets, chunks)))
+    nats, likeliest = (jnp.moveaxis(x, 0, 2).reshape(targets.shape) for x in pieces)
+    return nats, likeliest
 
 
 def _pieces(x: jax.Array, chunks: int) -> jax.Array:

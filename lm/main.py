@@ -6,6 +6,7 @@ Change any key of the config (all of them are explained in configs/base.py):
   python -m lm.main --config=configs/quickstart.py --config.model.num_layers=8
 The same start again goes on where the last one ended. Then, on what it trained:
   python -m lm.main --workdir=runs/quickstart --mode=evaluate
+  python -m lm.main --workdir=runs/quickstart --mode=evaluate --tasks=hellaswag,blimp
   python -m lm.main --workdir=runs/quickstart --mode=generate --prompt="Return the"
   python -m lm.main --workdir=runs/de_en --mode=translate --source=text:mono.de --output=synthetic.tsv
 Find a learning rate; put several runs beside each other:
@@ -69,7 +70,9 @@ _METHOD = flags.DEFINE_string(
 _SWAP = flags.DEFINE_bool(
     'swap', False, 'translate: the translation first, then the text: pairs for the other direction.'
 )
-_TASK = flags.DEFINE_string('task', '', 'generate, translate: of a run of several tasks, which.')
+_TASK = flags.DEFINE_string(
+    'task', '', 'generate, translate, evaluate --tasks: of a run of several tasks, which.'
+)
 _TAG = flags.DEFINE_string(
     'tag', '', "translate: written before the first column, such as '<BT>' with --swap."
 )
@@ -82,6 +85,23 @@ _FAMILY = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_string(
     'dtype', 'float32', 'export: of the tensors, float32 | bfloat16 | float16.'
+)
+_TASKS = flags.DEFINE_list(
+    'tasks',
+    [],
+    "evaluate: tasks of EleutherAI's lm-evaluation-harness, such as hellaswag,blimp, instead of the run's "
+    'own splits.',
+)
+_TASK_FILES = flags.DEFINE_string(
+    'task_files', '', 'evaluate --tasks: folder of YAML files with more tasks for the harness.'
+)
+_SHOTS = flags.DEFINE_integer(
+    'shots',
+    None,
+    'evaluate --tasks: solved examples before each question; default: as the task says.',
+)
+_LIMIT = flags.DEFINE_integer(
+    'limit', None, 'evaluate --tasks: at most so many questions of each task.'
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
@@ -156,8 +176,15 @@ def _line(split: str, result: dict) -> str:
 
 
 def _evaluate() -> None:
-    from lm.evaluate import evaluate
+    from lm.evaluate import evaluate, evaluate_tasks
 
+    if _TASKS.value:
+        options = {'shots': _SHOTS.value, 'limit': _LIMIT.value, 'task': _TASK.value}
+        _, table = evaluate_tasks(
+            _workdir(), _TASKS.value, _CHECKPOINT.value, folder=_TASK_FILES.value, **options
+        )
+        _say(table)
+        return
     _say_results(evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value))
 
 

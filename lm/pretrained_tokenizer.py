@@ -52,6 +52,8 @@ _USUAL = {
     'unk': ('<unk>', '[UNK]'),
     'mask': ('<mask>', '[MASK]'),
 }
+# Whose tokenizers put a BOS before a text, where no file says so.
+_BEGINS = _LIKE_LLAMA | {'opt'}
 _SENTINEL = re.compile(r'▁?<extra_id_(\d+)>')
 _T5_SENTINELS = 100  # Where `extra_ids` is not said.
 # What of an added token is read.
@@ -76,6 +78,7 @@ class HuggingFace(Tokenizer):
         ids: of all tokens.
         free: the id after the last of them.
         own: special ids by the usual names, -1 for none.
+        begins: whether what is described puts a token before a text. `encode` puts none.
     """
 
     kind = 'huggingface'
@@ -106,6 +109,8 @@ class HuggingFace(Tokenizer):
         model = self._fields['model']
         unk = model.get('unk_id')
         unk = self.ids.get(model.get('unk_token') or '', -1) if unk is None else unk
+        ids = [self._tokenizer.encode('a', add_special_tokens=add).ids for add in (True, False)]
+        self.begins = ids[0][:1] != ids[1][:1]
         self.own = _own({added[i].content: i for i in self._special}, self.ids, unk)
         self.splits_at_newlines = self._may_split()
         self._take(specials or self.own.completed(self.free))
@@ -317,6 +322,17 @@ def from_pretrained(path: str | Path, place: str = 'tokenizer', **known: Any) ->
     elif path.name == 'vocab.json':
         fields = _checked(path, _byte_level, fields, path, found)
     return _checked(path, _of_library, fields, found, known)
+
+
+def begins(path: Path, made: Tokenizer) -> bool:
+    """Returns whether the tokenizer of a folder puts a BOS before a text that a decoder goes on with."""
+    folder = _folder(path)
+    said = folder.options.get('add_bos_token')
+    if isinstance(said, bool):
+        return said
+    if isinstance(made, HuggingFace) and (path / 'tokenizer.json').is_file():
+        return made.begins
+    return folder.kind in _BEGINS
 
 
 def _checked(path: Path, make: Any, *arguments: Any) -> Any:

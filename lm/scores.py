@@ -67,5 +67,5 @@ def _nats(params: Any, batch: Batch, *, model: Model, segments: bool, chunks: in
     batch = {name: mesh.constrain(x, (mesh.ROWS, 'sequence')) for name, x in batch.items()}
     vectors = hidden(model, params, batch, None, segments)
     logits = functools.partial(model.apply, {'params': params}, method='logits')
-    nats = losses.token_nats(logits, vectors, batch['targets'], chunks)
+    nats, _ = losses.token_nats(logits, vectors, batch['targets'], chunks)
     return mesh.constrain(nats * batch['loss_weights'], (None, None))

@@ -31,6 +31,7 @@ FLOORS = [
         'compare',
         'page',
         'predictions',
+        *('likelihood', 'harness'),
     },
     {'pretrained'},
     {'main'},

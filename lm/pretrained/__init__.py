@@ -29,7 +29,7 @@ from lm.pretrained import convert, tokenizers
 from lm.pretrained.families import FAMILIES
 from lm.pretrained.family import Family
 from lm.pretrained.folder import DTYPES, Weights, Writer, read_json
-from lm.pretrained_tokenizer import HuggingFace
+from lm.pretrained_tokenizer import HuggingFace, begins
 from lm.run import Run
 from lm.writer import atomic_write
 
@@ -120,6 +120,8 @@ def _read(
     with _mistakes_in(folder), Weights(folder) as weights:
         config = convert.config_of(family, theirs, frozenset(weights))
         text = tokenizer.from_pretrained(folder)
+        if config.model.architecture == 'decoder':
+            config.generate.bos = begins(folder, text)
         run = _build(config, text, overrides, say)
         shapes = run.steps.shapes.params
         with jax.set_mesh(run.mesh):

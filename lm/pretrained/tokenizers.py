@@ -1,21 +1,24 @@
 """Our tokenizers as a `tokenizer.json` that Hugging Face's `tokenizers` reads.
 
-The ids are the same, of any text but one with U+2581, which sentencepiece writes spaces as: ours keep it,
-and theirs take it for a space.
+It puts the special tokens around a text that the model was trained with. The ids are the same, of any text
+but one with U+2581, which sentencepiece writes spaces as: ours keep it, and theirs take it for a space.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as Theirs
 
+from lm import run as runs
 from lm import vocabulary
 from lm.config import Config, TokenizerConfig
 from lm.errors import InputError, lookup
+from lm.objectives import OBJECTIVES
+from lm.pretrained_tokenizer import HuggingFace
 from lm.tokenizer import Chars, SentencePiece, Tokenizer, symbols_of
 from lm.writer import atomic_write
 
@@ -57,6 +60,7 @@ def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
         made.add_special_tokens([_special(name)])
         if made.token_to_id(name) != i:
             raise InputError(f"the token '{name}' is in the tokenizer already: no export has both.")
+    made.post_processor = _around(made, tokenizer, config)
     made.save(str(folder / 'tokenizer.json'))
     own = tokenizer.specials
     roles = {'pad': own.pad, 'bos': own.bos, 'eos': own.eos, 'unk': own.unk, 'mask': ids.mask}
@@ -71,6 +75,30 @@ def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
         fields['additional_special_tokens'] = [made.id_to_token(i) for i in ids.sentinels]
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
     atomic_write(folder / 'tokenizer_config.json', text + '\n')
+
+
+def _around(made: Theirs, tokenizer: Tokenizer, config: Config) -> processors.PostProcessor:
+    """Returns what puts the special tokens before and after a text, and between two."""
+    own = tokenizer.specials
+    bos = config.generate.bos
+    if isinstance(tokenizer, HuggingFace) and tokenizer.begins == bos:
+        return made.post_processor
+    if config.model.architecture == 'encoder_decoder':
+        before, after, _ = OBJECTIVES[config.objective.name].prompt(runs.spec_of(config, tokenizer))
+    elif config.model.architecture == 'decoder':
+        before, after = [own.bos] * bos, []
+    else:
+        before, after = [own.bos], [own.eos]
+
+    def names(ids: Iterable[int], segment: int) -> list[str]:
+        return [f'{made.id_to_token(i)}:{segment}' for i in ids]
+
+    single = [*names(before, 0), '$A:0', *names(after, 0)]
+    return processors.TemplateProcessing(
+        single=single,
+        pair=[*single, '$B:1', *names(after, 1)],
+        special_tokens=[(made.id_to_token(i), i) for i in {*before, *after}],
+    )
 
 
 def _special(name: str) -> AddedToken:

@@ -83,7 +83,7 @@ def test_a_decoder_has_the_same_perplexity_and_text(name, trained):
     with torch.no_grad():
         found = nats(theirs(torch.tensor(row)).logits[:, :-1], row[:, 1:])
     assert found == pytest.approx(ours.perplexity(text)['loss'], rel=1e-4)
-    begin = torch.tensor([[theirs.config.bos_token_id, *reader('Return the').input_ids]])
+    begin = torch.tensor([reader('Return the').input_ids])
     made = theirs.generate(begin, max_new_tokens=30, do_sample=False)[0, begin.shape[1] :]
     expected = ours.generate('Return the', max_tokens=30, temperature=0.0)
     assert reader.decode(made, skip_special_tokens=True) == expected
