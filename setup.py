@@ -17,6 +17,7 @@ setup(
         'array_record>=0.8; sys_platform == "linux"',
         'einops>=0.8',
         'filelock>=3.15',  # JAX's compilation cache needs it where its size has a limit.
+        'flatbuffers>=24.3',  # jax.export writes files with it.
         'flax>=0.12',
         'grain>=0.2.16',
         'jax>=0.10',
@@ -52,7 +53,13 @@ setup(
         ],
         # What models of others are held to. On Linux a plain `torch` brings several GB of CUDA: where there
         # is a CPU build, install that one first.
-        'reference': ['accelerate>=1.0', 'torch==2.13.0', 'transformers>=5.0'],
+        'reference': [
+            'accelerate>=1.0',
+            'iree-base-compiler>=3.9',
+            'iree-base-runtime>=3.9',
+            'torch==2.13.0',
+            'transformers>=5.0',
+        ],
         # EleutherAI's harness: `--mode=evaluate --tasks=...`, `python -m lm.harness`.
         'eval': ['lm_eval>=0.4.13'],
         'test': [

@@ -15,6 +15,7 @@ Find a learning rate; put several runs beside each other:
 Start from a published model (a folder of Hugging Face's form), and hand a result on as one:
   python -m lm.main --mode=import --from=gpt2 --workdir=runs/gpt2
   python -m lm.main --mode=export --workdir=runs/quickstart --to=exported
+  python -m lm.main --mode=export --workdir=runs/quickstart --to=program --format=stablehlo
 """
 
 import errno
@@ -85,6 +86,18 @@ _FAMILY = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_string(
     'dtype', 'float32', 'export: of the tensors, float32 | bfloat16 | float16.'
+)
+_FORMAT = flags.DEFINE_string(
+    'format', 'huggingface', 'export: huggingface | stablehlo (for Python and C++ without lm).'
+)
+_SHAPE = flags.DEFINE_list(
+    'shape',
+    [],
+    'export --format=stablehlo: rows and tokens, such as 1,128, of the program with one shape; of an '
+    'encoder-decoder also tokens of the source. Default: one row, as long as can be.',
+)
+_WEIGHTS = flags.DEFINE_string(
+    'weights', 'outside', 'export --format=stablehlo: outside | inside of the programs.'
 )
 _TASKS = flags.DEFINE_list(
     'tasks',
@@ -271,10 +284,25 @@ def _export() -> None:
 
     if not _TO.value:
         raise InputError('--mode=export needs --to=FOLDER, such as --to=exported.')
-    family = pretrained.export(
-        _workdir(), _TO.value, _FAMILY.value, _DTYPE.value, _CHECKPOINT.value
-    )
-    _say(f'{_TO.value}: a model of the family {family.name}')
+
+    def huggingface() -> str:
+        family = pretrained.export(
+            _workdir(), _TO.value, _FAMILY.value, _DTYPE.value, _CHECKPOINT.value
+        )
+        return f'a model of the family {family.name}'
+
+    def stablehlo() -> str:
+        from lm.inference import load
+
+        if not all(size.isdigit() for size in _SHAPE.value):
+            raise InputError(f'--shape = {",".join(_SHAPE.value)} is no B,T or B,T,S.')
+        shape = tuple(map(int, _SHAPE.value))
+        model = load(_workdir(), _CHECKPOINT.value)
+        pretrained.save_stablehlo(model, _TO.value, _DTYPE.value, _WEIGHTS.value, shape)
+        return 'StableHLO; README.md there says how to run it'
+
+    formats = {'huggingface': huggingface, 'stablehlo': stablehlo}
+    _say(f'{_TO.value}: {lookup(formats, _FORMAT.value, "--format")()}')
 
 
 MODES: dict[str, Callable[[], None]] = {

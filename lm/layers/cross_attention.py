@@ -51,8 +51,16 @@ class CrossAttention(nn.Module):
         if q_segments is None:
             q_segments = jnp.ones(query.shape[:2], jnp.int32)
         segments = q_segments, k_segments
+        # Kernels that are forced are for rows that attend to themselves; the plain form is for all.
+        plain = c.attention_implementation == 'xla'
         out = attend(
-            query, key, value, full, segments=segments, softcap=c.attention_softcap or None
+            query,
+            key,
+            value,
+            full,
+            segments=segments,
+            softcap=c.attention_softcap or None,
+            implementation='xla' if plain else 'auto',
         )
         if cache is not None:
             cache = {'key': key, 'value': value, 'segments': k_segments}

@@ -219,8 +219,10 @@ def relative_bias(
         bidirectional: as in `relative_buckets`.
     """
     count = table.shape[0]
-    if isinstance(places, tuple):
-        q_places, k_places = places
+    if not isinstance(places, int):
+        # A length that is open (`jax.export`) is of the same places, one by one.
+        row = None if isinstance(places, tuple) else jnp.arange(places)[None]
+        q_places, k_places = places if row is None else (row, row)
         distances = k_places[:, None, :] - q_places[:, :, None]
         found = table[relative_buckets(distances, count, furthest, bidirectional)]
         return jnp.moveaxis(found, 3, 1)

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ PRECISIONS = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
 
 # The folder of a workdir that keeps what an import did not need: config.json and the tokenizer's files.
 KEPT = 'pretrained'
+GENERATION = 'generation_config.json'
 _KEPT_FILES = (
-    *('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json'),
+    *('config.json', GENERATION, 'tokenizer.json', 'tokenizer_config.json'),
     *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', 'vocab.txt'),
     *('tokenizer.model', 'spiece.model', 'chat_template.jinja'),
 )
@@ -196,9 +197,7 @@ def save(
     Raises:
         InputError: no family fits, and why the nearest does not; or the folder is not empty.
     """
-    folder, config = Path(folder), model.run.config
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty: give a new folder.")
+    config = model.run.config
     precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
     original = read_json(kept / 'config.json') if kept else {}
     family = family or original.get('model_type', '')
@@ -216,28 +215,72 @@ def save(
             'none of their heads.'
         )
     shapes, arrays = convert.unload(entry, config.model, model.params, precision)
-    # Nothing has the folder's name until all of it is there.
-    whole, folder = folder, folder.with_name(f'.{folder.name}.part')
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     specials = model.run.tokenizer.specials
     decodes = config.model.architecture == 'encoder_decoder'
     begins = 'decoder_start_token_id' if decodes else 'bos_token_id'
     ids = {begins: specials.bos, 'eos_token_id': specials.eos, 'pad_token_id': specials.pad}
     written = {'architectures': names[:1], 'model_type': entry.name, 'dtype': dtype}
     written = ids | original | theirs | written
-    _write_json(folder / 'config.json', written)
-    if kept:
-        for path in kept.iterdir():
-            if path.name != 'config.json':
-                shutil.copyfile(path, folder / path.name)
-    else:
-        tokenizers.save_pretrained(model.run.tokenizer, config, folder)
-    if config.model.architecture != 'encoder' and not (folder / 'generation_config.json').exists():
-        _write_json(folder / 'generation_config.json', ids)
-    Writer(folder, shapes).write(arrays)
-    folder.rename(whole)
+    with _whole(Path(folder)) as part:
+        _write_json(part / 'config.json', written)
+        if kept:
+            for path in kept.iterdir():
+                if path.name != 'config.json':
+                    shutil.copyfile(path, part / path.name)
+        else:
+            tokenizers.save_pretrained(model.run.tokenizer, config, part)
+        if config.model.architecture != 'encoder' and not (part / GENERATION).exists():
+            _write_json(part / GENERATION, ids)
+        Writer(part, shapes).write(arrays)
     return entry
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which has the folder's name when all of it is there.
+
+    Raises:
+        InputError: the folder is not empty.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"'{folder}' is not empty: give a new folder.")
+    part = folder.with_name(f'.{folder.name}.part')
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except InputError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    part.rename(folder)
+
+
+def save_stablehlo(
+    model: LanguageModel,
+    folder: str | Path,
+    dtype: str = 'float32',
+    weights: str = 'outside',
+    shape: Sequence[int] = (),
+) -> None:
+    """Writes a model as StableHLO, for Python and C++ without this project; see `lm.pretrained.stablehlo`.
+
+    Args:
+        model: a decoder, an encoder or an encoder-decoder.
+        folder: new, or empty.
+        dtype: of the weights: float32, bfloat16 or float16.
+        weights: `outside` or `inside` of the programs.
+        shape: B and T (and S) of the program with one shape; () is one row as long as can be.
+
+    Raises:
+        InputError: the model has no such form, or the folder is not empty.
+    """
+    from lm.pretrained import stablehlo
+
+    precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
+    lookup(dict.fromkeys(stablehlo.WEIGHTS), weights, 'weights')
+    with _whole(Path(folder)) as part:
+        stablehlo.write(model, part, precision, Path(folder).name, weights, shape)
+        tokenizers.save_pretrained(model.run.tokenizer, model.run.config, part)
 
 
 def _fitting(name: str, config: configs.Config, params: Any) -> tuple[Family, dict[str, Any]]:
