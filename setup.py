@@ -51,10 +51,12 @@ setup(
             'torch>=2.8',
             'transformers>=4.56',
         ],
+        'gguf': ['gguf>=0.10'],  # `--mode=export --format=gguf`, for llama.cpp.
         # What models of others are held to. On Linux a plain `torch` brings several GB of CUDA: where there
         # is a CPU build, install that one first.
         'reference': [
             'accelerate>=1.0',
+            'gguf>=0.10',
             'iree-base-compiler>=3.9',
             'iree-base-runtime>=3.9',
             'torch==2.13.0',

@@ -80,7 +80,9 @@ _TAG = flags.DEFINE_string(
 _FROM = flags.DEFINE_string(
     'from', '', 'import: folder with config.json, model.safetensors and tokenizer.json, say.'
 )
-_TO = flags.DEFINE_string('to', '', 'export: new folder, which transformers can read.')
+_TO = flags.DEFINE_string(
+    'to', '', 'export: new folder, which transformers can read; of --format=gguf a file.'
+)
 _FAMILY = flags.DEFINE_string(
     'family', '', 'export: gpt2 | llama | bert | t5 | ...; default: the first that has the form.'
 )
@@ -88,7 +90,9 @@ _DTYPE = flags.DEFINE_string(
     'dtype', 'float32', 'export: of the tensors, float32 | bfloat16 | float16.'
 )
 _FORMAT = flags.DEFINE_string(
-    'format', 'huggingface', 'export: huggingface | stablehlo (for Python and C++ without lm).'
+    'format',
+    'huggingface',
+    'export: huggingface | gguf (a file for llama.cpp) | stablehlo (for Python and C++ without lm).',
 )
 _SHAPE = flags.DEFINE_list(
     'shape',
@@ -301,7 +305,13 @@ def _export() -> None:
         pretrained.save_stablehlo(model, _TO.value, _DTYPE.value, _WEIGHTS.value, shape)
         return 'StableHLO; README.md there says how to run it'
 
-    formats = {'huggingface': huggingface, 'stablehlo': stablehlo}
+    def gguf() -> str:
+        family = pretrained.export_gguf(
+            _workdir(), _TO.value, _FAMILY.value, _DTYPE.value, _CHECKPOINT.value
+        )
+        return f"for llama.cpp, as its '{family.name}'"
+
+    formats = {'huggingface': huggingface, 'gguf': gguf, 'stablehlo': stablehlo}
     _say(f'{_TO.value}: {lookup(formats, _FORMAT.value, "--format")()}')
 
 

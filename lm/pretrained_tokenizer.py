@@ -157,7 +157,7 @@ class HuggingFace(Tokenizer):
         Where spaces are no part of ids, as in WordPiece, one that begins a word has a space before it.
         """
         model, decoder = self._fields['model'], self._fields.get('decoder')
-        table = _byte_table() if 'ByteLevel' in self._types('decoder', 'pre_tokenizer') else {}
+        table = byte_table() if 'ByteLevel' in self._types('decoder', 'pre_tokenizer') else {}
         prefix = model.get('continuing_subword_prefix') or ''
         suffix = model.get('end_of_word_suffix') or ''
         words = prefix or isinstance(self._tokenizer.model, models.WordLevel)
@@ -233,7 +233,7 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
 
 
 @functools.cache
-def _byte_table() -> dict[str, int]:
+def byte_table() -> dict[str, int]:
     """Returns the bytes by the characters that stand for them in byte-level BPE (Radford et al. 2019).
 
     Those that can be seen stand for themselves, the others are U+0100 and what follows.

@@ -197,8 +197,37 @@ def save(
     Raises:
         InputError: no family fits, and why the nearest does not; or the folder is not empty.
     """
-    config = model.run.config
     precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
+    entry, written, kept = _described(model, family, dtype, kept)
+    config = model.run.config
+    shapes, arrays = convert.unload(entry, config.model, model.params, precision)
+    with _whole(Path(folder)) as part:
+        _write_json(part / 'config.json', written)
+        if kept:
+            for path in kept.iterdir():
+                if path.name != 'config.json':
+                    shutil.copyfile(path, part / path.name)
+        else:
+            tokenizers.save_pretrained(model.run.tokenizer, config, part)
+        if config.model.architecture != 'encoder' and not (part / GENERATION).exists():
+            ids = ('bos_token_id', 'decoder_start_token_id', 'eos_token_id', 'pad_token_id')
+            _write_json(part / GENERATION, {key: written[key] for key in ids if key in written})
+        Writer(part, shapes).write(arrays)
+    return entry
+
+
+def _described(
+    model: LanguageModel, family: str, dtype: str, kept: Path | None
+) -> tuple[Family, dict[str, Any], Path | None]:
+    """Returns the family of a model, its config.json, and the folder it was imported from, if of it.
+
+    Args:
+        model: any.
+        family: '' is the first that fits.
+        dtype: of the tensors.
+        kept: the folder of what it was imported with.
+    """
+    config = model.run.config
     original = read_json(kept / 'config.json') if kept else {}
     family = family or original.get('model_type', '')
     entry, theirs = _fitting(family, config, model.params)
@@ -214,25 +243,12 @@ def save(
             f"the family '{entry.name}' is exported as {' or '.join(entry.classes)}, and this model has "
             'none of their heads.'
         )
-    shapes, arrays = convert.unload(entry, config.model, model.params, precision)
     specials = model.run.tokenizer.specials
     decodes = config.model.architecture == 'encoder_decoder'
     begins = 'decoder_start_token_id' if decodes else 'bos_token_id'
     ids = {begins: specials.bos, 'eos_token_id': specials.eos, 'pad_token_id': specials.pad}
     written = {'architectures': names[:1], 'model_type': entry.name, 'dtype': dtype}
-    written = ids | original | theirs | written
-    with _whole(Path(folder)) as part:
-        _write_json(part / 'config.json', written)
-        if kept:
-            for path in kept.iterdir():
-                if path.name != 'config.json':
-                    shutil.copyfile(path, part / path.name)
-        else:
-            tokenizers.save_pretrained(model.run.tokenizer, config, part)
-        if config.model.architecture != 'encoder' and not (part / GENERATION).exists():
-            _write_json(part / GENERATION, ids)
-        Writer(part, shapes).write(arrays)
-    return entry
+    return entry, ids | original | theirs | written, kept
 
 
 @contextlib.contextmanager
@@ -253,6 +269,38 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         raise
     part.rename(folder)
+
+
+def save_gguf(
+    model: LanguageModel,
+    file: str | Path,
+    family: str = '',
+    dtype: str = 'float32',
+    kept: Path | None = None,
+) -> Family:
+    """Writes a model as llama.cpp reads it; the arguments are those of `save`, but for the new file.
+
+    Raises:
+        InputError: no family fits, or llama.cpp has not what the model is made of; or the file exists.
+    """
+    from lm.pretrained import gguf  # llama.cpp's package is an extra.
+
+    file = Path(file)
+    if file.exists():
+        raise InputError(f"'{file}' exists: give a new file.")
+    precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
+    entry, theirs, _ = _described(model, family, dtype, kept)
+    config = model.run.config
+    shapes, arrays = convert.unload(entry, config.model, model.params, precision)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f'.{file.name}.part')
+    try:
+        gguf.write(part, entry.name, theirs, shapes, arrays, model.run.tokenizer, config)
+    except InputError:
+        part.unlink(missing_ok=True)
+        raise
+    part.rename(file)
+    return entry
 
 
 def save_stablehlo(
@@ -316,6 +364,22 @@ def export(
     checkpoint: str = '',
 ) -> Family:
     """Writes the model of a workdir; as `save`, with the checkpoint that `lm.load` takes."""
-    kept = Path(workdir) / KEPT
     model = load_run(workdir, checkpoint)
-    return save(model, folder, family, dtype, kept if kept.is_dir() else None)
+    return save(model, folder, family, dtype, _kept(workdir))
+
+
+def export_gguf(
+    workdir: str | Path,
+    file: str | Path,
+    family: str = '',
+    dtype: str = 'float32',
+    checkpoint: str = '',
+) -> Family:
+    """Writes the model of a workdir; as `save_gguf`, with the checkpoint that `lm.load` takes."""
+    model = load_run(workdir, checkpoint)
+    return save_gguf(model, file, family, dtype, _kept(workdir))
+
+
+def _kept(workdir: str | Path) -> Path | None:
+    kept = Path(workdir) / KEPT
+    return kept if kept.is_dir() else None

@@ -26,7 +26,7 @@ _META_SPACE = '\u2581'
 # What a sentencepiece model of others may change.
 _PROBES = ('a', ' a  b ', 'A\nb', '\ufb01 \u00bd')
 # Those of what is trained here, at 0 to 3.
-_SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
+SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 
 
 def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
@@ -163,19 +163,19 @@ def _lossless(model: models.Model) -> Theirs:
 
 
 def _bytes(tokenizer: Tokenizer, config: TokenizerConfig) -> Theirs:
-    pieces = [*_SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256))]
+    pieces = [*SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256))]
     ids = {piece: i for i, piece in enumerate(pieces)}
     made = Theirs(models.BPE(vocab=ids, merges=[], unk_token='<unk>', byte_fallback=True))
-    made.add_special_tokens([_special(name) for name in _SPECIALS])
+    made.add_special_tokens([_special(name) for name in SPECIALS])
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return made
 
 
 def _chars(tokenizer: Chars, config: TokenizerConfig) -> Theirs:
-    pieces = [*_SPECIALS, *tokenizer.characters]
+    pieces = [*SPECIALS, *tokenizer.characters]
     ids = {piece: i for i, piece in enumerate(pieces)}
     made = Theirs(models.BPE(vocab=ids, merges=[], unk_token='<unk>', fuse_unk=False))
-    made.add_special_tokens([_special(name) for name in _SPECIALS])
+    made.add_special_tokens([_special(name) for name in SPECIALS])
     made.decoder = decoders.Fuse()
     return made
 

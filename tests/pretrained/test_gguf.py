@@ -1,0 +1,180 @@
+"""Files for llama.cpp: what it computes from them, where it is installed, and what stands in them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import lm
+from lm import pretrained
+from lm.config import parse
+from lm.errors import InputError
+from lm.pretrained import tokenizers
+from lm.tokenizer import Bytes
+
+references = pytest.importorskip('references', reason="needs pip install '.[reference]'")
+gguf = pytest.importorskip('gguf', reason="needs pip install '.[gguf]'")
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+pytestmark = pytest.mark.reference
+
+V = 264
+CASES = (
+    *('gpt2', 'gpt2 untied', 'llama 2', 'llama, linear scaling', 'llama 3.2 without scaling'),
+    *('mistral without a window', 'qwen2', 'qwen3', 'gemma 2'),
+)
+MORE = {
+    'gpt2 untied': ('gpt2', {'tie_word_embeddings': False, 'n_inner': 48}),
+    'llama 3.2 without scaling': ('llama 3.2', {'rope_parameters': None}),
+    'gemma 2': ('gemma 2', {'query_pre_attn_scalar': 16}),
+}
+TEXT = 'Return a list: né 中, or\n  None'
+
+
+def write(name, folder):
+    """Writes a model with random weights and our tokenizer of bytes; returns what `transformers` has."""
+    base, more = MORE.get(name, (name, {}))
+    kind, options = references.CASES[base]
+    made = getattr(transformers, kind)
+    torch.manual_seed(0)
+    options = options | more
+    if options.get('rope_parameters', 0) is None:
+        del options['rope_parameters']
+    model = made(made.config_class(**options | {'vocab_size': V})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    config = parse(lm.get_config('base', tokenizer={'kind': 'bytes'}))
+    tokenizers.save_pretrained(Bytes(), config, folder)
+    return model
+
+
+@pytest.fixture(params=CASES)
+def case(request, tmp_path):
+    """Returns theirs, ours and the file."""
+    theirs = write(request.param, tmp_path / 'model')
+    ours = pretrained.from_pretrained(tmp_path / 'model')
+    pretrained.save_gguf(ours, tmp_path / 'model.gguf')
+    return theirs, ours, tmp_path / 'model.gguf'
+
+
+def test_llama_cpp_computes_the_same(case):
+    llama_cpp = pytest.importorskip('llama_cpp', reason='needs llama-cpp-python, built from source')
+    theirs, ours, file = case
+    there = llama_cpp.Llama(
+        str(file), logits_all=True, n_ctx=128, verbose=False, type_k=0, type_v=0
+    )
+    ids = ours.begun(TEXT)
+    assert there.tokenize(TEXT.encode(), add_bos=True, special=False) == ids
+    assert there.detokenize(ids[1:]).decode() == TEXT
+    there.eval(ids)
+    with torch.no_grad():
+        right = theirs(torch.tensor([ids])).logits[0].numpy()
+    found, scale = there.scores[: len(ids)], np.abs(right).max()
+    # Its GELU is a table of float16.
+    gelu = any(name in type(theirs).__name__ for name in ('GPT2', 'Gemma'))
+    np.testing.assert_allclose(found / scale, right / scale, atol=1e-3 if gelu else 1e-4)
+    assert found.argmax(axis=1).tolist() == right.argmax(axis=1).tolist()
+
+
+def test_every_tensor_is_there_once(case):
+    theirs, _, file = case
+    reader = gguf.GGUFReader(file)
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(found) == len(reader.tensors)
+    kinds = {tensor.tensor_type for tensor in reader.tensors}
+    assert kinds == {gguf.GGMLQuantizationType.F32}
+    sizes = sorted(tensor.n_elements for tensor in reader.tensors)
+    tensors = dict(theirs.named_parameters())  # Tied ones once.
+    assert sizes == sorted(tensor.numel() for tensor in tensors.values())
+    total = sum(np.abs(np.asarray(tensor.data, np.float64)).sum() for tensor in reader.tensors)
+    if 'Gemma' not in type(theirs).__name__:  # Whose norms have 1 added.
+        right = sum(tensor.detach().double().abs().sum().item() for tensor in tensors.values())
+        assert total == pytest.approx(right, rel=1e-9)
+
+
+@pytest.mark.parametrize('name', ['llama 2', 'qwen2'])
+def test_transformers_reads_the_same(name, tmp_path):
+    """Its reader of such files undoes what llama.cpp has in another order."""
+    theirs = write(name, tmp_path / 'model')
+    ours = pretrained.from_pretrained(tmp_path / 'model')
+    pretrained.save_gguf(ours, tmp_path / 'out/model.gguf')
+    again = type(theirs).from_pretrained(tmp_path / 'out', gguf_file='model.gguf')
+    ids = torch.arange(40)[None] + 4
+    with torch.no_grad():
+        np.testing.assert_allclose(again(ids).logits, theirs(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_precisions(dtype, tmp_path):
+    write('qwen2', tmp_path / 'model')
+    ours = pretrained.from_pretrained(tmp_path / 'model')
+    pretrained.save_gguf(ours, tmp_path / 'model.gguf', dtype=dtype)
+    reader = gguf.GGUFReader(tmp_path / 'model.gguf')
+    code = {'float16': 'F16', 'bfloat16': 'BF16'}[dtype]
+    for tensor in reader.tensors:
+        flat = len(tensor.shape) == 1
+        assert tensor.tensor_type.name == ('F32' if flat else code)
+
+
+def test_what_llama_cpp_has_not_is_named(tmp_path):
+    def refused(name, message):
+        folder = tmp_path / name.replace(' ', '_')
+        write(name, folder)
+        ours = pretrained.from_pretrained(folder)
+        with pytest.raises(InputError, match=message):
+            pretrained.save_gguf(ours, tmp_path / 'model.gguf')
+        assert not list(tmp_path.glob('*gguf*'))
+
+    refused('mistral', "llama.cpp's 'llama' has not what this model has: windows")
+    refused('llama 3', "llama.cpp's 'llama' has not what this model has: rope scaling llama3")
+    refused('opt', "the family = 'opt' is not known")
+    (tmp_path / 'mine.gguf').touch()
+    write('gpt2', tmp_path / 'there')
+    ours = pretrained.from_pretrained(tmp_path / 'there')
+    with pytest.raises(InputError, match=r"mine.gguf' exists"):
+        pretrained.save_gguf(ours, tmp_path / 'mine.gguf')
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'unigram', 'bytes'])
+def test_texts_have_the_same_ids(kind, tmp_path):
+    llama_cpp = pytest.importorskip('llama_cpp', reason='needs llama-cpp-python, built from source')
+    config = lm.get_config(
+        'quickstart',
+        model={'num_layers': 1, 'embed_dim': 32, 'num_heads': 2},
+        data={'test': '', 'length': 32, 'batch_size': 8},
+        tokenizer={'kind': kind, 'vocab_size': 500},
+        train={'steps': 2, 'eval_every': 0},
+        schedule={'kind': 'linear', 'warmup_steps': 1},
+        eval={'batches': 1},
+        checkpoint={'every': 0},
+        generate={'prompts': ()},
+        log={'tensorboard': False},
+    )
+    lm.train(config, tmp_path / 'run')
+    ours = lm.load(tmp_path / 'run')
+    pretrained.save_gguf(ours, tmp_path / 'model.gguf')
+    there = llama_cpp.Llama(str(tmp_path / 'model.gguf'), vocab_only=True, verbose=False)
+    for text in (
+        'Return a list',
+        ' two  spaces ',
+        'x = 5\n\n    return x',
+        'None, or [1, 2].',
+        'é',
+    ):
+        if kind == 'unigram' and not text.isascii():  # It has no bytes as a last resort.
+            continue
+        assert there.tokenize(text.encode(), add_bos=True, special=False) == ours.begun(text)
+
+
+def test_the_command_line(tmp_path):
+    from command_line import call
+
+    write('qwen3', tmp_path / 'model')
+    call(['--mode=import', f'--from={tmp_path}/model', f'--workdir={tmp_path}/run'])
+    options = ['--mode=export', f'--workdir={tmp_path}/run', '--format=gguf']
+    done = call([*options, f'--to={tmp_path}/out.gguf'])
+    assert (tmp_path / 'out.gguf').is_file(), done
+    assert json.loads((tmp_path / 'run/config.json').read_text())
