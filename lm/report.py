@@ -232,27 +232,33 @@ def markdown(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     labels, values = zip(*headline(report), strict=True)
     parts = [f'# {page.markdown_text(report["name"])}\n', page.markdown_text(status(report)) + '\n']
     parts += [page.markdown_table(labels, [values])]
+    parts += [f'## {title}\n\n{text}' for title, text in sections(report, defaults).items()]
+    return '\n'.join(parts)
+
+
+def sections(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the sections of report.md by their titles, those that there are."""
+    found = {}
     if report['splits']:
-        parts += ['## Perplexity\n', page.markdown_table(*split_rows(report['splits']))]
-        parts += [method(report['config']) + '\n']
+        table = page.markdown_table(*split_rows(report['splits']))
+        found['Perplexity'] = f'{table}\n{method(report["config"])}\n'
     if report['tasks']:
-        parts += ['## Tasks\n', page.markdown_table(*_task_rows(report['tasks']))]
+        found['Tasks'] = page.markdown_table(*_task_rows(report['tasks']))
     if speed := _throughput(report['throughput']):
         labels, values = zip(*speed, strict=True)
-        parts += ['## Throughput\n', page.markdown_table(labels, [values])]
-    changed = differences(defaults, report['config'])
-    parts += ['## Config\n']
-    if changed:
+        found['Throughput'] = page.markdown_table(labels, [values])
+    if changed := differences(defaults, report['config']):
         rows = [[f'`{key}`', text(new), text(old)] for key, (old, new) in changed.items()]
-        parts += [page.markdown_table(['key', 'this run', 'base'], rows)]
+        found['Config'] = page.markdown_table(['key', 'this run', 'base'], rows)
     else:
-        parts += ['As `configs/base.py`.\n']
+        found['Config'] = 'As `configs/base.py`.\n'
     if report['samples']:
-        parts += ['## Samples\n']
+        parts = []
         for task, samples in _by_task(report['samples']).items():
             parts += [f'### {page.markdown_text(task)}\n'] * bool(task)
             parts += [page.markdown_block(s['prompt'] + s['text']) for s in samples[:2]]
-    return '\n'.join(parts)
+        found['Samples'] = '\n'.join(parts)
+    return found
 
 
 def _task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -182,6 +182,22 @@ def test_results_are_kept_and_printed(workdir, task_files):
     assert '|choice' in table
 
 
+def test_the_model_card_has_the_numbers(workdir, task_files, tmp_path):
+    found, _ = evaluate_tasks(workdir, ['choice'], folder=task_files)
+    pretrained.export(workdir, tmp_path / 'out')
+    about = (tmp_path / 'out/README.md').read_text()
+    choice = found['tasks']['choice']
+    assert (
+        f'| choice | 3 | 0 | 32 | acc | {choice["acc"]:.4f} | {choice["acc_stderr"]:.4f} |' in about
+    )
+    report = json.loads((workdir / 'report.json').read_text())
+    assert f'| valid | {report["splits"]["valid"]["loss"]:.4f} |' in about
+    assert 'pipeline_tag: text-generation' in about
+    # In memory there is no run that anything was measured of.
+    pretrained.save(lm.load(workdir), tmp_path / 'again')
+    assert '##' not in (tmp_path / 'again/README.md').read_text()
+
+
 def test_an_encoder_decoder_answers_as_theirs(tmp_path):
     config = lm.get_config(
         't5_small',

@@ -25,6 +25,7 @@ from lm.checkpoint import Checkpoints
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel
 from lm.inference import load as load_run
+from lm.pretrained import card as cards
 from lm.pretrained import convert, tokenizers
 from lm.pretrained.families import FAMILIES
 from lm.pretrained.family import Family
@@ -180,16 +181,19 @@ def save(
     folder: str | Path,
     family: str = '',
     dtype: str = 'float32',
-    kept: Path | None = None,
+    workdir: Path | None = None,
+    checkpoint: str = '',
 ) -> Family:
-    """Writes a model as `transformers` reads it: safetensors, config, tokenizer, generation config.
+    """Writes a model as `transformers` reads it, with its config, tokenizer and model card.
 
     Args:
         model: any that a family has the form of.
         folder: new, or empty.
         family: its `model_type`; '' is the first that fits.
         dtype: of the tensors: float32, bfloat16 or float16.
-        kept: a folder with files of the model that this one was imported from.
+        workdir: of the run that it is of: what was measured there stands in the model card, and files
+            of the model that it was imported from are kept.
+        checkpoint: the name of the one that it is of.
 
     Returns:
         The family.
@@ -198,7 +202,7 @@ def save(
         InputError: no family fits, and why the nearest does not; or the folder is not empty.
     """
     precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
-    entry, written, kept = _described(model, family, dtype, kept)
+    entry, written, kept = _described(model, family, dtype, _kept(workdir))
     config = model.run.config
     shapes, arrays = convert.unload(entry, config.model, model.params, precision)
     with _whole(Path(folder)) as part:
@@ -213,6 +217,10 @@ def save(
             ids = ('bos_token_id', 'decoder_start_token_id', 'eos_token_id', 'pad_token_id')
             _write_json(part / GENERATION, {key: written[key] for key in ids if key in written})
         Writer(part, shapes).write(arrays)
+        about = cards.card(
+            Path(folder).name, written, model.run.steps.parameters, model.step, checkpoint, workdir
+        )
+        atomic_write(part / 'README.md', about)
     return entry
 
 
@@ -276,7 +284,7 @@ def save_gguf(
     file: str | Path,
     family: str = '',
     dtype: str = 'float32',
-    kept: Path | None = None,
+    workdir: Path | None = None,
 ) -> Family:
     """Writes a model as llama.cpp reads it; the arguments are those of `save`, but for the new file.
 
@@ -289,7 +297,7 @@ def save_gguf(
     if file.exists():
         raise InputError(f"'{file}' exists: give a new file.")
     precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
-    entry, theirs, _ = _described(model, family, dtype, kept)
+    entry, theirs, _ = _described(model, family, dtype, _kept(workdir))
     config = model.run.config
     shapes, arrays = convert.unload(entry, config.model, model.params, precision)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -365,7 +373,7 @@ def export(
 ) -> Family:
     """Writes the model of a workdir; as `save`, with the checkpoint that `lm.load` takes."""
     model = load_run(workdir, checkpoint)
-    return save(model, folder, family, dtype, _kept(workdir))
+    return save(model, folder, family, dtype, Path(workdir), str(checkpoint))
 
 
 def export_gguf(
@@ -377,9 +385,10 @@ def export_gguf(
 ) -> Family:
     """Writes the model of a workdir; as `save_gguf`, with the checkpoint that `lm.load` takes."""
     model = load_run(workdir, checkpoint)
-    return save_gguf(model, file, family, dtype, _kept(workdir))
+    return save_gguf(model, file, family, dtype, Path(workdir))
 
 
-def _kept(workdir: str | Path) -> Path | None:
-    kept = Path(workdir) / KEPT
-    return kept if kept.is_dir() else None
+def _kept(workdir: Path | None) -> Path | None:
+    """Returns the folder of what a run was imported with, where it was."""
+    kept = workdir / KEPT if workdir else None
+    return kept if kept and kept.is_dir() else None
