@@ -166,10 +166,14 @@ def evaluate_tasks(
     """
     from lm import harness  # Its library is an extra, and takes a while to import.
 
+    harness.check(tasks, **options)
     model = load(workdir, checkpoint)
     found, table = harness.evaluate(model, tasks, **options)
     chosen = str(checkpoint) or model.run.config.eval.checkpoint
-    _add(Path(workdir), {'checkpoint': chosen, 'step': model.step, **found})
+    _add(
+        Path(workdir),
+        {'checkpoint': chosen, 'step': model.step, 'task': options.get('task', ''), **found},
+    )
     return found, table
 
 

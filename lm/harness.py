@@ -78,8 +78,8 @@ class Model(TemplateLM):
             InputError: there is no such run, checkpoint, task or argument, or the model is an encoder.
         """
         super().__init__()
-        self.tokenizer = None  # The harness's idea of one, for its templates of chats.
-        for name in set(unknown) - {'device', 'max_batch_size', 'max_length'}:
+        self.tokenizer = None  # The harness reads templates of chats from it.
+        for name in set(unknown) - {'device', 'max_batch_size'}:
             known = ('workdir', 'checkpoint', 'task', 'batch_size')
             raise InputError(f'--model_args: {name} is not one.{nearest(name, known)}')
         if model is None:
@@ -97,10 +97,11 @@ class Model(TemplateLM):
                 f"config.model.architecture = '{run.config.model.architecture}' fills in and labels; the "
                 "harness's tasks are for models that write."
             )
-        try:
-            self._rows = 0 if batch_size in (None, '', 'auto') else int(batch_size)
-        except ValueError:
-            raise InputError(f"--batch_size = '{batch_size}' is no number, nor auto.") from None
+        given = str(batch_size or 'auto')
+        if not given.startswith('auto') and not (given.isdigit() and int(given)):
+            raise InputError(f"--batch_size = '{batch_size}' is no number, nor auto.")
+        self._rows = 0 if given.startswith('auto') else int(given)
+        self._draws = 0  # Batches that were drawn.
 
     @property
     def backend(self) -> str:
@@ -159,6 +160,16 @@ class Model(TemplateLM):
         entry = OBJECTIVES[run.config.objective.name]
         return entry.prompt(runs.spec_of(run.config, run.tokenizer))
 
+    def apply_chat_template(self, *_: Any, **__: Any) -> str:
+        """There is none."""
+        raise InputError('--apply_chat_template: models of this project have no template of chats.')
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if self.backend == 'causal' and not context.strip():
+            # Nothing is left of it where its spaces go to the continuation.
+            return [self.prefix_token_id], self.tok_encode(context + continuation, False)
+        return super()._encode_pair(context, continuation)
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[Any, list[int], list[int]]],
@@ -210,6 +221,7 @@ class Model(TemplateLM):
             for options, places in groups.items():
                 keys = harness_models.normalize_gen_kwargs(json.loads(options))
                 ends = harness_models.handle_stop_sequences(keys.pop('until'), eos=None)
+                self._shorten(keys)
                 ids = {
                     place: self._context(requests[place].args[0], keys['max_gen_toks'])
                     for place in places
@@ -225,17 +237,22 @@ class Model(TemplateLM):
                     bar.update(len(part))
         return [found[place] for place in range(len(requests))]
 
+    def _shorten(self, keys: dict[str, Any]) -> None:
+        """Leaves at least half of a decoder's context to the question, and says so."""
+        most = self.max_length // 2
+        if self.backend == 'causal' and keys['max_gen_toks'] > most:
+            logging.getLogger(__name__).warning(
+                'Texts have at most %d tokens, not %d: the model has a context of %d.',
+                *(most, keys['max_gen_toks'], self.max_length),
+            )
+            keys['max_gen_toks'] = most
+
     def _context(self, text: str, new: int) -> list[int]:
         """Returns the ids of a context, the last ones that leave room for new tokens."""
         model = self.of.run.steps.model
         ids = self.tok_encode(text) or [self.prefix_token_id]
         if self.backend == 'seq2seq':
             return ids[-model.max_source :]
-        if new >= model.max_length:
-            raise InputError(
-                f'the task writes {new} tokens, and the model has a context of {model.max_length}: '
-                f'--gen_kwargs max_gen_toks={model.max_length // 2} would do.'
-            )
         return ids[new - model.max_length :]
 
     def _write(
@@ -246,6 +263,7 @@ class Model(TemplateLM):
         # The last batch is as large as the others, so that nothing is compiled again.
         count, contexts = len(contexts), contexts + contexts[-1:] * (rows - len(contexts))
         sources = None
+        self._draws += 1
         if self.backend == 'seq2seq':
             sources = decode.padded(contexts, model.max_source)
             contexts = [list(self._prompt.begun)] * rows
@@ -261,7 +279,7 @@ class Model(TemplateLM):
                 model,
                 self.of.params,
                 *decode.padded(contexts, model.max_length),
-                jax.random.key(0),
+                jax.random.fold_in(jax.random.key(0), self._draws),
                 max_tokens=keys['max_gen_toks'],
                 sampling=sampling,
                 stop=(text.specials.eos, *self._ends_with(tuple(ends))),
@@ -308,46 +326,36 @@ def evaluate(
         task: of a run of several tasks, which.
 
     Returns:
-        `{'harness': its version, 'limit': limit, 'tasks': {name: {'version', 'shots', 'questions', metric:
-        value, metric_stderr: its standard error}}}`, groups among them.
+        `{'harness': its version, 'limit': limit, 'benchmarks': {name: {'version', 'shots', 'questions',
+        metric: value, metric_stderr: its standard error}}}`, groups among them.
 
     Raises:
         InputError: there is no such task, or its data cannot be had.
     """
-    if folder and not Path(folder).is_dir():
-        raise InputError(f"--task_files = '{folder}' is no folder.")
+    check(tasks, shots, limit, folder)
+    asked = Model(model=model, task=task)
     with _quiet():
-        manager = harness_tasks.TaskManager(include_path=str(folder) if folder else None)
-        for name in tasks:
-            if not manager.match_tasks([name]):
-                raise InputError(
-                    f"--tasks: '{name}' is no task of lm_eval {lm_eval.__version__}"
-                    f'{f" or of {folder}" if folder else ""}.{nearest(name, manager.all_tasks)}'
-                )
-        asked = Model(model=model, task=task)
+        manager, names = _found(tasks, folder)
         try:
-            loaded = manager.load(list(tasks))
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # What `datasets` raises for what it cannot find or load.
+            manager.load(names)
+        # Whatever `datasets` raises for what it cannot have, and a task's own code.
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
             raise InputError(
-                f'--tasks={",".join(tasks)}: the data cannot be had: {" ".join(str(error).split())[:300]} '
+                f'--tasks={",".join(tasks)} cannot be loaded: {" ".join(str(error).split())[:300]} '
                 '(--task_files=FOLDER names tasks of your own.)'
             ) from None
-        del loaded
         found = lm_eval.simple_evaluate(
             model=asked,
-            tasks=list(tasks),
+            tasks=names,
             num_fewshot=shots,
             limit=limit,
             task_manager=manager,
             log_samples=False,
             bootstrap_iters=1000,
         )
-    names = [*found['results'], *(n for n in found.get('groups', {}) if n not in found['results'])]
+    every = {**found['results'], **found.get('groups', {})}
     results = {}
-    for name in names:
+    for name in every:
         values = {**found['results'].get(name, {}), **found.get('groups', {}).get(name, {})}
         questions = found.get('n-samples', {}).get(name, {}).get('effective')
         results[name] = {
@@ -363,7 +371,39 @@ def evaluate(
     table = utils.make_table(found)
     if found.get('groups'):
         table += '\n' + utils.make_table(found, 'groups')
-    return plain({'harness': lm_eval.__version__, 'limit': limit, 'tasks': results}), table
+    return plain({'harness': lm_eval.__version__, 'limit': limit, 'benchmarks': results}), table
+
+
+def check(
+    tasks: Sequence[str],
+    shots: int | None = None,
+    limit: int | None = None,
+    folder: str | Path = '',
+    **_: Any,
+) -> None:
+    """Raises InputError for what `evaluate` would not take; the model is not asked."""
+    if limit is not None and limit < 1:
+        raise InputError(f'--limit = {limit}: at least one question is asked.')
+    if shots is not None and shots < 0:
+        raise InputError(f'--shots = {shots}: there are no fewer examples than none.')
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"--task_files = '{folder}' is no folder.")
+    with _quiet():
+        _found(tasks, folder)
+
+
+def _found(tasks: Sequence[str], folder: str | Path) -> tuple[Any, list[str]]:
+    """Returns the harness's tasks, and the names of those that are meant."""
+    manager = harness_tasks.TaskManager(include_path=str(folder) if folder else None)
+    names: dict[str, None] = {}
+    for name in tasks:
+        if not (matches := manager.match_tasks([name])):
+            raise InputError(
+                f"--tasks: '{name}' is no task of lm_eval {lm_eval.__version__}"
+                f'{f" or of {folder}" if folder else ""}.{nearest(name, manager.all_tasks)}'
+            )
+        names |= dict.fromkeys(matches)
+    return manager, list(names)
 
 
 @contextlib.contextmanager

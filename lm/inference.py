@@ -93,6 +93,8 @@ class LanguageModel:
                 'generate(stream=…) takes no beams: a search knows its text at the end.'
             )
         given = self._codes(codes)
+        if given and not self.run.config.generate.bos:
+            raise InputError('codes stand after a BOS: set config.generate.bos = True.')
         if not given and guidance != 1:
             raise InputError(f'guidance = {guidance} is towards codes, and none are given.')
         if beams and guidance not in (0, 1):

@@ -196,13 +196,23 @@ def _evaluate() -> None:
     from lm.evaluate import evaluate, evaluate_tasks
 
     if _TASKS.value:
+        if _CONFIG.value is not None:
+            raise InputError('--tasks asks the run as it is: leave --config out.')
         options = {'shots': _SHOTS.value, 'limit': _LIMIT.value, 'task': _TASK.value}
         _, table = evaluate_tasks(
             _workdir(), _TASKS.value, _CHECKPOINT.value, folder=_TASK_FILES.value, **options
         )
         _say(table)
         return
+    _only(('shots', 'limit', 'task_files', 'task'), '--tasks')
     _say_results(evaluate(_workdir(), _CHECKPOINT.value, _CONFIG.value))
+
+
+def _only(names: tuple[str, ...], place: str) -> None:
+    """Raises InputError for options that were given and have a meaning only elsewhere."""
+    for name in names:
+        if flags.FLAGS[name].value not in (flags.FLAGS[name].default, None):
+            raise InputError(f'--{name} is for {place}.')
 
 
 def _generate() -> None:
@@ -311,6 +321,10 @@ def _export() -> None:
         )
         return f"for llama.cpp, as its '{family.name}'"
 
+    if _FORMAT.value == 'stablehlo':
+        _only(('family',), '--format=huggingface and gguf')
+    else:
+        _only(('shape', 'weights'), '--format=stablehlo')
     formats = {'huggingface': huggingface, 'gguf': gguf, 'stablehlo': stablehlo}
     _say(f'{_TO.value}: {lookup(formats, _FORMAT.value, "--format")()}')
 

@@ -189,11 +189,11 @@ class HuggingFace(Tokenizer):
         return json.dumps(fields).encode()
 
     def _types(self, *parts: str) -> set[str]:
-        return {step.get('type', '') for part in parts for step in _steps(self._fields.get(part))}
+        return {step.get('type', '') for part in parts for step in steps_of(self._fields.get(part))}
 
     def _may_split(self) -> bool:
         """Finds `splits_at_newlines`: true only where it follows from what the parts do."""
-        steps = [*_steps(self._fields.get('pre_tokenizer'))]
+        steps = [*steps_of(self._fields.get('pre_tokenizer'))]
         return (
             bool(steps)
             and steps[0].get('type') in _DROPS_SPACE
@@ -221,7 +221,7 @@ def _by_library(call: Callable[..., Any], *arguments: Any) -> Any:
         raise ValueError(' '.join(str(error).split())) from None
 
 
-def _steps(part: Any) -> Iterator[dict[str, Any]]:
+def steps_of(part: Any) -> Iterator[dict[str, Any]]:
     """Yields the parts of a normalizer, a pre-tokenizer or a decoder that are no sequences."""
     if not part:
         return
@@ -229,7 +229,7 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
     if not inner:
         yield part
     for step in inner[0] if inner else ():
-        yield from _steps(step)
+        yield from steps_of(step)
 
 
 @functools.cache

@@ -218,6 +218,9 @@ class SentencePiece(Tokenizer):
     """A sentencepiece model, trained here or by others, with the ids that it has.
 
     One of others may lack a BOS or an EOS, which then stand after its last id.
+
+    Attributes:
+        model: what sentencepiece wrote.
     """
 
     file = 'tokenizer.model'
@@ -232,7 +235,7 @@ class SentencePiece(Tokenizer):
         Raises:
             RuntimeError: it is no model.
         """
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         processor, count = self._processor, self._processor.vocab_size()
         if specials is None:
@@ -318,8 +321,8 @@ class SentencePiece(Tokenizer):
 
     def serialized(self) -> bytes:
         if self.file == SentencePiece.file:
-            return self._model
-        model = base64.b64encode(self._model).decode()
+            return self.model
+        model = base64.b64encode(self.model).decode()
         fields = {'kind': self.kind, 'specials': dataclasses.asdict(self.specials), 'model': model}
         return json.dumps(fields).encode()
 

@@ -172,8 +172,8 @@ def test_accuracies_are_the_same(ours, theirs, task_files, shots):
 def test_results_are_kept_and_printed(workdir, task_files):
     found, table = evaluate_tasks(workdir, ['choice'], folder=task_files, shots=1, limit=12)
     line = json.loads((workdir / 'evaluations.jsonl').read_text().splitlines()[-1])
-    assert line == {'checkpoint': 'latest', 'step': 12} | found
-    choice = found['tasks']['choice']
+    assert line == {'checkpoint': 'latest', 'step': 12, 'task': ''} | found
+    choice = found['benchmarks']['choice']
     assert choice['version'] == 3
     assert choice['shots'] == 1
     assert choice['questions'] == 12
@@ -186,7 +186,7 @@ def test_the_model_card_has_the_numbers(workdir, task_files, tmp_path):
     found, _ = evaluate_tasks(workdir, ['choice'], folder=task_files)
     pretrained.export(workdir, tmp_path / 'out')
     about = (tmp_path / 'out/README.md').read_text()
-    choice = found['tasks']['choice']
+    choice = found['benchmarks']['choice']
     assert (
         f'| choice | 3 | 0 | 32 | acc | {choice["acc"]:.4f} | {choice["acc_stderr"]:.4f} |' in about
     )
@@ -235,7 +235,37 @@ def test_mistakes_are_named(workdir, task_files):
         harness.Model()
     with pytest.raises(InputError, match="'many' is no number"):
         harness.Model(workdir=str(workdir), batch_size='many')
-    requests = asked('generate_until', ('a', {'until': [], 'max_gen_toks': 64}))
-    model = harness.Model(workdir=str(workdir))
-    with pytest.raises(InputError, match='writes 64 tokens, and the model has a context of 64'):
-        model.generate_until(requests)
+    with pytest.raises(InputError, match="'-1' is no number"):
+        harness.Model(workdir=str(workdir), batch_size=-1)
+    with pytest.raises(InputError, match='--limit = 0'):
+        evaluate_tasks(workdir, ['choice'], folder=task_files, limit=0)
+    with pytest.raises(InputError, match='--shots = -1'):
+        evaluate_tasks(workdir, ['choice'], folder=task_files, shots=-1)
+    (task_files / 'broken.yaml').write_text(TASK.format(name='broken').replace('texts.', 'none.'))
+    with pytest.raises(InputError, match='--tasks=broken cannot be loaded: .*none'):
+        evaluate_tasks(workdir, ['broken'], folder=task_files)
+    (task_files / 'broken.yaml').unlink()
+    with pytest.raises(InputError, match='no template'):
+        harness.Model(workdir=str(workdir)).apply_chat_template([])
+
+
+def test_names_may_be_patterns(workdir, task_files):
+    found, _ = evaluate_tasks(workdir, ['choi*', 'choice'], folder=task_files, limit=4)
+    assert list(found['benchmarks']) == ['choice']
+
+
+def test_long_texts_leave_room_for_the_question(ours, caplog):
+    made = ours.generate_until(asked('generate_until', ('a b', {'until': [], 'max_gen_toks': 99})))
+    assert len(ours.of.run.tokenizer.encode(made[0])) <= 33
+    assert 'at most 32 tokens, not 99' in caplog.text
+
+
+def test_drawn_texts_differ_between_batches(ours):
+    options = {'until': [], 'max_gen_toks': 12, 'do_sample': True, 'temperature': 1.0}
+    made = ours.generate_until(asked('generate_until', *[('a', options)] * 16))
+    assert made[:8] != made[8:]
+
+
+def test_a_context_of_spaces_goes_to_the_continuation(ours):
+    found = ours.loglikelihood(asked('loglikelihood', (' ', 'ab'), ('', ' ab')))
+    assert found[0] == found[1]

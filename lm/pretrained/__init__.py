@@ -266,17 +266,26 @@ def _whole(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder is not empty.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"'{folder}' is a file: give a new folder.")
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty: give a new folder.")
     part = folder.with_name(f'.{folder.name}.part')
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    _make(part)
     try:
         yield part
-    except InputError:
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     part.rename(folder)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"'{folder.parent}' is a file, not a folder.") from None
 
 
 def save_gguf(
@@ -300,11 +309,11 @@ def save_gguf(
     entry, theirs, _ = _described(model, family, dtype, _kept(workdir))
     config = model.run.config
     shapes, arrays = convert.unload(entry, config.model, model.params, precision)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    _make(file.parent)
     part = file.with_name(f'.{file.name}.part')
     try:
         gguf.write(part, entry.name, theirs, shapes, arrays, model.run.tokenizer, config)
-    except InputError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
     part.rename(file)

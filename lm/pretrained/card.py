@@ -110,7 +110,7 @@ def _benchmarks(workdir: Path, step: int | None, checkpoint: str) -> list[list[s
     for line in map(json.loads, lines):
         if 'harness' not in line or (line['step'], line['checkpoint']) != (step, checkpoint):
             continue
-        for task, values in line['tasks'].items():
+        for task, values in line['benchmarks'].items():
             about = [values[key] for key in ('version', 'shots', 'questions')]
             about = ['–' if value is None else str(value) for value in about]
             rows = []

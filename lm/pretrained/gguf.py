@@ -2,7 +2,9 @@
 
 The file is written by llama.cpp's own package, `gguf`, from a model in Hugging Face's form: its table names
 the tensors, and an entry of `FORMS` says what of a family's config llama.cpp calls how, and which tensors
-it has in another order. What llama.cpp does otherwise than the model is refused, and named.
+it has in another order. What llama.cpp does otherwise than the model is refused, and named; but for two
+things: a unigram tokenizer's characters beyond its pieces, which are unknown there and bytes here, and NFC,
+which llama.cpp leaves to the text.
 """
 
 import dataclasses
@@ -15,13 +17,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from lm import vocabulary
 from lm.config import Config
 from lm.errors import InputError, lookup
 from lm.pretrained.tokenizers import SPECIALS
-from lm.pretrained_tokenizer import HuggingFace, byte_table
-from lm.tokenizer import Bytes, SentencePiece, Tokenizer, symbols_of
+from lm.pretrained_tokenizer import HuggingFace, byte_table, steps_of
+from lm.tokenizer import Bytes, SentencePiece, Tokenizer
 
 try:
     import gguf
@@ -32,6 +35,14 @@ Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 Tensors = Iterator[tuple[str, np.ndarray]]
 _KINDS = gguf.TokenType
 _BYTE = re.compile('<0x[0-9A-F]{2}>')
+# What a tokenizer may change.
+_PROBES = ('a', ' a  b ', 'A\nb\t', '\ufb01 \u00bd')
+# How texts are cut before byte-level BPE, and llama.cpp's name of it: of the models that it is named after.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r'|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+_PATTERNS = {_WORDS % r'\p{N}{1,3}': 'llama-bpe', _WORDS % r'\p{N}': 'qwen2'}
 _QUANTIZED = {
     np.dtype(np.float32): gguf.GGMLQuantizationType.F32,
     np.dtype(np.float16): gguf.GGMLQuantizationType.F16,
@@ -54,15 +65,13 @@ class Form:
         describe: `(writer, config)` writes what of the config it wants to know.
         turned: `(name of a tensor, tensor, config) -> tensor` as it has it.
         obstacle: `config -> why it would compute something else`, or ''.
-        pre: how it cuts a text for byte-level BPE, by its name there.
     """
 
     name: str
     arch: Any
     describe: Callable[[Any, Mapping[str, Any]], None]
     turned: Callable[[str, np.ndarray, Mapping[str, Any]], np.ndarray]
-    obstacle: Callable[[Mapping[str, Any]], str] = lambda config: ''
-    pre: str = ''
+    obstacle: Callable[[Mapping[str, Any]], str]
 
 
 def _same(name: str, tensor: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
@@ -144,7 +153,10 @@ def _gemma2_turned(name: str, tensor: np.ndarray, config: Mapping[str, Any]) -> 
 def _gemma2_obstacle(c: Mapping[str, Any]) -> str:
     wanted = ['sliding_attention' if i % 2 == 0 else 'full_attention' for i in range(1000)]
     kinds = c.get('layer_types') or wanted[: c['num_hidden_layers']]
-    if c['query_pre_attn_scalar'] != _head_dim(c):
+    # It knows the 27B model, whose scale is another, by its 46 layers.
+    whole = c['num_hidden_layers'] == 46
+    wanted_scale = c['hidden_size'] // c['num_attention_heads'] if whole else _head_dim(c)
+    if c['query_pre_attn_scalar'] != wanted_scale:
         return f'a scale of attention for heads of {c["query_pre_attn_scalar"]}'
     if not c['attn_logit_softcapping'] or not c['final_logit_softcapping']:
         return 'no soft cap'
@@ -155,13 +167,11 @@ def _gemma2_obstacle(c: Mapping[str, Any]) -> str:
 
 # By `model_type`.
 FORMS: dict[str, Form] = {
-    'gpt2': Form('gpt2', gguf.MODEL_ARCH.GPT2, _gpt2, _gpt2_turned, _gpt2_obstacle, 'gpt-2'),
-    'llama': Form(
-        'llama', gguf.MODEL_ARCH.LLAMA, _llama, _llama_turned, _rope_obstacle, 'llama-bpe'
-    ),
+    'gpt2': Form('gpt2', gguf.MODEL_ARCH.GPT2, _gpt2, _gpt2_turned, _gpt2_obstacle),
+    'llama': Form('llama', gguf.MODEL_ARCH.LLAMA, _llama, _llama_turned, _rope_obstacle),
     'mistral': Form('llama', gguf.MODEL_ARCH.LLAMA, _llama, _llama_turned, _rope_obstacle),
-    'qwen2': Form('qwen2', gguf.MODEL_ARCH.QWEN2, _llama, _same, _rope_obstacle, 'qwen2'),
-    'qwen3': Form('qwen3', gguf.MODEL_ARCH.QWEN3, _llama, _same, _rope_obstacle, 'qwen2'),
+    'qwen2': Form('qwen2', gguf.MODEL_ARCH.QWEN2, _llama, _same, _rope_obstacle),
+    'qwen3': Form('qwen3', gguf.MODEL_ARCH.QWEN3, _llama, _same, _rope_obstacle),
     'gemma2': Form('gemma2', gguf.MODEL_ARCH.GEMMA2, _gemma2, _gemma2_turned, _gemma2_obstacle),
 }
 
@@ -202,7 +212,7 @@ def write(
     rows = next(
         shape[0] for name, (shape, _) in shapes.items() if 'embed_tokens' in name or 'wte' in name
     )
-    _add_tokenizer(writer, tokenizer, config, rows, form)
+    _add_tokenizer(writer, tokenizer, config, rows)
     kinds = {}
     for name, (shape, dtype) in shapes.items():
         known = names.get_name(name, ('.weight', '.bias'))
@@ -230,7 +240,8 @@ def write(
 
 @dataclasses.dataclass
 class _Vocabulary:
-    """What llama.cpp is told of a tokenizer: tokens, scores and kinds by id, and merges of BPE."""
+    """What llama.cpp is told of a tokenizer: tokens, scores and kinds by id, merges of BPE, how texts are
+    cut before, by its name of that, and whether a space is put before them."""
 
     model: str
     tokens: list[str]
@@ -238,27 +249,23 @@ class _Vocabulary:
     kinds: list[int]
     merges: Sequence[str] = ()
     space_first: bool = False
+    cuts: str = 'default'
 
 
-def _add_tokenizer(
-    writer: Any, tokenizer: Tokenizer, config: Config, rows: int, form: Form
-) -> None:
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: Config, rows: int) -> None:
     if isinstance(tokenizer, SentencePiece):
-        found = _sentencepiece(tokenizer, config)
+        found = _sentencepiece(tokenizer)
     elif isinstance(tokenizer, Bytes):
         names = [*SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256))]
         special = [_KINDS.CONTROL] * 3 + [_KINDS.UNKNOWN]
         found = _bytes(names, [*special, *[_KINDS.BYTE] * 256])
     elif isinstance(tokenizer, HuggingFace):
-        found = _huggingface(tokenizer, form)
+        found = _huggingface(tokenizer)
     else:
         raise InputError(f"--format=gguf: llama.cpp has no tokenizers of kind '{tokenizer.kind}'.")
     _complete(found, vocabulary.build(tokenizer, config.tokenizer), tokenizer, rows)
     writer.add_tokenizer_model(found.model)
-    if found.model == 'gpt2':
-        writer.add_tokenizer_pre(form.pre or 'gpt-2')
-    else:
-        writer.add_tokenizer_pre('default')
+    writer.add_tokenizer_pre(found.cuts)
     writer.add_token_list(found.tokens)
     if found.scores is not None:
         writer.add_token_scores(found.scores)
@@ -294,26 +301,26 @@ def _complete(
         raise InputError('--format=gguf: the tokenizer has more ids than the model has vectors.')
 
 
-def _sentencepiece(tokenizer: SentencePiece, config: Config) -> _Vocabulary:
-    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialized())
-    count = processor.vocab_size()
-    tokens = [processor.id_to_piece(i) for i in range(count)]
-    symbols = set(symbols_of(config.tokenizer))
-
-    def kind(i: int) -> int:
-        if processor.is_unknown(i):
-            return _KINDS.UNKNOWN
-        if processor.is_control(i):
-            return _KINDS.CONTROL
-        if processor.is_byte(i):
-            return _KINDS.BYTE
-        return _KINDS.USER_DEFINED if tokens[i] in symbols else _KINDS.NORMAL
-
+def _sentencepiece(tokenizer: SentencePiece) -> _Vocabulary:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(tokenizer.model)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    tokens = [piece.piece for piece in proto.pieces]
+    kinds = [int(piece.type) for piece in proto.pieces]  # llama.cpp has them from there.
+    spaced = processor.normalize('a').startswith('▁')
+    for text in _PROBES:
+        if processor.normalize(text) != ('▁' * spaced + text).replace(' ', '▁'):
+            raise InputError(
+                '--format=gguf: the tokenizer changes texts in a way that llama.cpp is not told.'
+            )
     model = 't5' if tokenizer.kind == 'unigram' else 'llama'
-    scores = [processor.get_score(i) for i in range(count)]
-    spaced = processor.encode('a') != processor.encode(' a')
-    first = processor.encode_as_pieces('a')[0].startswith('▁') and not spaced
-    return _Vocabulary(model, tokens, scores, [kind(i) for i in range(count)], space_first=first)
+    if model == 'llama' and kinds.count(_KINDS.BYTE) != 256:
+        raise InputError(
+            "--format=gguf: llama.cpp's tokenizer of this kind falls back to bytes, and this one has none: "
+            'config.tokenizer.byte_fallback = True has them.'
+        )
+    scores = [piece.score for piece in proto.pieces]
+    return _Vocabulary(model, tokens, scores, kinds, space_first=spaced)
 
 
 def _bytes(names: Sequence[str], kinds: Sequence[int]) -> _Vocabulary:
@@ -329,21 +336,21 @@ def _bytes(names: Sequence[str], kinds: Sequence[int]) -> _Vocabulary:
         if _BYTE.fullmatch(name):
             found[index], normal[index] = shown[int(name[3:5], 16)], _KINDS.NORMAL
     # It asks for one merge at least.
-    return _Vocabulary('gpt2', found, None, normal, [f'{shown[0]} {shown[0]}{shown[0]}'])
+    merge = f'{shown[0]} {shown[0]}{shown[0]}'
+    return _Vocabulary('gpt2', found, None, normal, [merge], cuts='gpt-2')
 
 
-def _huggingface(tokenizer: HuggingFace, form: Form) -> _Vocabulary:
+def _huggingface(tokenizer: HuggingFace) -> _Vocabulary:
     fields = json.loads(tokenizer.serialized())['tokenizer']
     model = fields['model']
-    parts = json.dumps([fields.get('pre_tokenizer'), fields.get('decoder')])
-    by_bytes = 'ByteLevel' in parts
+    steps = {part: [*steps_of(fields.get(part))] for part in ('normalizer', 'pre_tokenizer')}
+    cut = [step['type'] for step in steps['pre_tokenizer']]
+    by_bytes = 'ByteLevel' in cut
     if model.get('type') != 'BPE' or not (by_bytes or model.get('byte_fallback')):
         raise InputError(
             '--format=gguf: of tokenizer.json files llama.cpp reads BPE of bytes, or with bytes as the '
             'last resort.'
         )
-    if by_bytes and not form.pre:
-        raise InputError(f"--format=gguf: how '{form.name}' cuts texts is not known to llama.cpp.")
     names = {index: token for token, index in tokenizer.ids.items()}
     added = {token['id']: token for token in fields.get('added_tokens') or ()}
     kinds, tokens = [], []
@@ -362,15 +369,45 @@ def _huggingface(tokenizer: HuggingFace, form: Form) -> _Vocabulary:
         kinds.append(kind)
     merges = [pair if isinstance(pair, str) else ' '.join(pair) for pair in model['merges']]
     if by_bytes:
-        return _Vocabulary('gpt2', tokens, None, kinds, merges)
-    if not merges and len([name for name in tokens if _BYTE.fullmatch(name)]) == 256:
-        return _bytes(tokens, kinds)
-    spaces = json.dumps([fields.get('normalizer'), fields.get('pre_tokenizer')], ensure_ascii=False)
-    if '▁' not in spaces and 'Metaspace' not in spaces:
+        return _Vocabulary('gpt2', tokens, None, kinds, merges, cuts=_cuts(steps, model))
+    if kinds.count(_KINDS.BYTE) != 256:
         raise InputError(
-            "--format=gguf: llama.cpp writes spaces as '▁', and this tokenizer does not."
+            "--format=gguf: of the bytes, the tokenizer's last resort, some are missing."
+        )
+    if not merges and not any(steps.values()):
+        return _bytes(tokens, kinds)
+    known = {'Prepend', 'Replace', 'Metaspace', 'Split'}
+    spaces = json.dumps(steps, ensure_ascii=False)
+    if not {step['type'] for part in steps.values() for step in part} <= known or '▁' not in spaces:
+        raise InputError(
+            '--format=gguf: the tokenizer changes texts in a way that llama.cpp is not told.'
         )
     rank = {pair.replace(' ', ''): i for i, pair in reversed(list(enumerate(merges)))}
     scores = [float(-rank.get(token, len(merges))) for token in tokens]
-    first = '"Prepend"' in spaces or '"Metaspace"' in spaces and '"never"' not in spaces
+    first = 'Prepend' in spaces or ('Metaspace' in spaces and '"never"' not in spaces)
     return _Vocabulary('llama', tokens, scores, kinds, space_first=first)
+
+
+def _cuts(steps: Mapping[str, list[dict[str, Any]]], model: Mapping[str, Any]) -> str:
+    """Returns llama.cpp's name of how a text is cut before byte-level BPE.
+
+    Raises:
+        InputError: it knows no such way.
+    """
+    found = ''
+    *before, last = steps['pre_tokenizer']
+    if last['type'] == 'ByteLevel' and not last.get('add_prefix_space', True):
+        if not before and last.get('use_regex', True):
+            found = 'gpt-2'
+        elif [step['type'] for step in before] == ['Split'] and not last.get('use_regex', True):
+            pattern = (before[0].get('pattern') or {}).get('Regex')
+            found = _PATTERNS.get(pattern, '') if before[0].get('behavior') == 'Isolated' else ''
+    # Of a whole word that is a token no merges are asked, by Llama 3's.
+    if bool(model.get('ignore_merges')) != (found == 'llama-bpe'):
+        found = ''
+    if not found or not {step['type'] for step in steps['normalizer']} <= {'NFC'}:
+        raise InputError(
+            "--format=gguf: how the tokenizer changes or cuts texts is none of llama.cpp's ways that are "
+            f'known here: gpt-2, {", ".join(_PATTERNS.values())}.'
+        )
+    return found

@@ -9,6 +9,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ PYTHON, PORTABLE, SIGNATURE = 'model.jax_export', 'model.mlirbc', 'signature.jso
 # All that JAX has; nothing in the program is of one of them.
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 WEIGHTS = ('outside', 'inside')
+_MOST_INSIDE = (1 << 31) - (1 << 26)
 
 
 class Input(NamedTuple):
@@ -42,6 +44,7 @@ class Input(NamedTuple):
 
 _TOKENS = Input('tokens', 'token ids')
 _THERE = Input('segment_ids', '1 where there is a token, 0 where the row is filled up')
+_TYPES = Input('token_types', '0 in a first text, 1 in a second')
 _SOURCES = (
     Input('encoder_inputs', 'token ids of the source', source=True),
     Input('encoder_segment_ids', '1 where the source has a token', source=True),
@@ -52,8 +55,9 @@ def _decoder(model: Decoder, params: Any, tokens: jax.Array) -> Any:
     return {'logits': model.apply({'params': params}, tokens)}
 
 
-def _encoder(model: Encoder, params: Any, tokens: jax.Array, there: jax.Array) -> Any:
-    made = model.apply({'params': params}, tokens, segment_ids=there)
+def _encoder(model: Encoder, params: Any, tokens: jax.Array, there: jax.Array, *types: Any) -> Any:
+    more = {'token_types': types[0]} if types else {}
+    made = model.apply({'params': params}, tokens, segment_ids=there, **more)
     return made if isinstance(made, dict) else {'vectors': made}
 
 
@@ -103,6 +107,8 @@ def write(
     if type(own) not in _PROGRAMS:
         raise InputError(f'a model such as {type(own).__name__} has no program here.')
     program, inputs = _PROGRAMS[type(own)]
+    if isinstance(own, Encoder) and own.config.token_types:
+        inputs = (*inputs, _TYPES)
     sizes = _sizes(own, shape)
     # The plain form of attention is the one that no length is wrong for.
     config = dataclasses.replace(own.config, attention_implementation='xla', remat='none')
@@ -116,6 +122,11 @@ def write(
         params = jax.tree.unflatten(whole, [given[path] for path in paths])
         return program(own, params, *arguments)
 
+    size = sum(math.prod(leaf.shape) for leaf in flat.values()) * dtype.itemsize
+    if weights == 'inside' and size >= _MOST_INSIDE:
+        raise InputError(
+            f'--weights=inside: {size / 1e9:.1f} GB are more than the 2 GB that a program may have.'
+        )
     if weights == 'inside':
         constants = {path: jnp.asarray(jax.device_get(leaf), dtype) for path, leaf in flat.items()}
         function, first = jax.jit(lambda *arguments: call(constants, *arguments)), ()
@@ -140,7 +151,7 @@ def write(
     (folder / PORTABLE).write_bytes(fixed.mlir_module_serialized)
     if weights == 'outside':
         specs = {path: (flat[path].shape, dtype) for path in sorted(flat)}
-        Writer(folder, specs).write(
+        Writer(folder, specs, limit=1 << 62).write(  # One file, as the recipe has it.
             (path, jax.device_get(flat[path]).astype(dtype)) for path in specs
         )
     signature = _signature(found, shapes if weights == 'outside' else {}, inputs, sizes)
@@ -160,11 +171,12 @@ def _sizes(model: Any, shape: Sequence[int]) -> tuple[int, int, int]:
         return _most(model)
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise InputError(f'--shape = {",".join(map(str, shape))} is no B,T or B,T,S.')
-    sizes = (*shape, shape[1])[:3]
-    if sizes[1] > most[0] or sizes[2] > most[1]:
-        raise InputError(
-            f"--shape = {','.join(map(str, shape))} is longer than the model's {most[0]} tokens."
-        )
+    sizes = (*shape, min(shape[1], most[1]))[:3]
+    for size, limit, what in zip(sizes[1:], most, ('tokens', 'tokens of a source'), strict=True):
+        if size > limit:
+            raise InputError(
+                f"--shape = {','.join(map(str, shape))} is longer than the model's {limit} {what}."
+            )
     return sizes
 
 
@@ -199,7 +211,8 @@ _CARD = """# {name} as StableHLO
 
 - `{python}` runs from Python with JAX alone, for any batch b and {lengths}.
 - `{portable}` is portable StableHLO of b = {b}, t = {t}{source}, for compilers such as IREE's.
-- `{signature}` lists arguments and results in order.
+- `{signature}` lists arguments and results in order, of arguments those that anything is computed from:
+  `{portable}` takes these alone.
 - `tokenizer.json` is read by Hugging Face's `tokenizers`.
 
 Arguments besides weights, int32:

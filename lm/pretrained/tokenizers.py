@@ -110,7 +110,7 @@ def _huggingface(tokenizer: Tokenizer, config: TokenizerConfig) -> Theirs:
 
 
 def _sentencepiece(tokenizer: SentencePiece, config: TokenizerConfig) -> Theirs:
-    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialized())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     count = processor.vocab_size()
     pieces = [processor.id_to_piece(i) for i in range(count)]
     scores = [processor.get_score(i) for i in range(count)]

@@ -1,9 +1,12 @@
 """Files for llama.cpp: what it computes from them, where it is installed, and what stands in them."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import sentencepiece
+import tokenizers as tokenizers_library
 
 import lm
 from lm import pretrained
@@ -32,7 +35,7 @@ MORE = {
 TEXT = 'Return a list: né 中, or\n  None'
 
 
-def write(name, folder):
+def write(name, folder, size=V):
     """Writes a model with random weights and our tokenizer of bytes; returns what `transformers` has."""
     base, more = MORE.get(name, (name, {}))
     kind, options = references.CASES[base]
@@ -41,7 +44,7 @@ def write(name, folder):
     options = options | more
     if options.get('rope_parameters', 0) is None:
         del options['rope_parameters']
-    model = made(made.config_class(**options | {'vocab_size': V})).eval()
+    model = made(made.config_class(**options | {'vocab_size': size})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -167,6 +170,100 @@ def test_texts_have_the_same_ids(kind, tmp_path):
         if kind == 'unigram' and not text.isascii():  # It has no bytes as a last resort.
             continue
         assert there.tokenize(text.encode(), add_bos=True, special=False) == ours.begun(text)
+
+
+SAMPLES = (
+    *(
+        'Return a list',
+        ' two  spaces ',
+        'x = 5\n\n    return x',
+        '12345 + 678',
+        "I'LL don't",
+        'é 中',
+    ),
+    'tab\there',
+)
+
+
+def byte_level(pattern='', ignore=False, normalizer=None, spaced=False):
+    """A tokenizer of byte-level BPE, trained on this file."""
+    made = tokenizers_library.Tokenizer(tokenizers_library.models.BPE(ignore_merges=ignore))
+    parts = tokenizers_library.pre_tokenizers
+    last = parts.ByteLevel(add_prefix_space=spaced, use_regex=not pattern)
+    split = [parts.Split(tokenizers_library.Regex(pattern), 'isolated')] if pattern else []
+    made.pre_tokenizer = parts.Sequence([*split, last]) if split else last
+    made.normalizer = normalizer
+    made.decoder = tokenizers_library.decoders.ByteLevel()
+    trainer = tokenizers_library.trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=['<|endoftext|>'],
+        initial_alphabet=parts.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train([__file__], trainer)
+    return made
+
+
+def saved(made, folder):
+    """Returns our model with a tokenizer, and the file."""
+    write('llama 2', folder, size=made.get_vocab_size())
+    made.save(str(folder / 'tokenizer.json'))
+    (folder / 'tokenizer_config.json').write_text(json.dumps({'tokenizer_class': 'X'}))
+    ours = pretrained.from_pretrained(folder)
+    pretrained.save_gguf(ours, folder / 'model.gguf')
+    return ours, folder / 'model.gguf'
+
+
+@pytest.mark.parametrize('kind', ['gpt-2', 'llama-bpe', 'qwen2'])
+def test_texts_are_cut_as_the_tokenizer_says(kind, tmp_path):
+    from lm.pretrained import gguf as ours_gguf
+
+    patterns = {name: pattern for pattern, name in ours_gguf._PATTERNS.items()}
+    made = byte_level(patterns.get(kind, ''), ignore=kind == 'llama-bpe')
+    ours, file = saved(made, tmp_path)
+    field = gguf.GGUFReader(file).fields['tokenizer.ggml.pre']
+    assert bytes(field.parts[field.data[0]]).decode() == kind
+    llama_cpp = pytest.importorskip('llama_cpp', reason='needs llama-cpp-python, built from source')
+    there = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    for text in SAMPLES:
+        ids = ours.run.tokenizer.encode(text).tolist()
+        assert there.tokenize(text.encode(), add_bos=False, special=False) == ids
+
+
+def test_tokenizers_that_llama_cpp_reads_otherwise_are_refused(tmp_path):
+    lower = tokenizers_library.normalizers.Lowercase()
+    others = (
+        *(byte_level(spaced=True), byte_level(normalizer=lower), byte_level(ignore=True)),
+        byte_level(r'\s+|\w+|[^\s\w]+'),
+    )
+    for number, made in enumerate(others):
+        with pytest.raises(InputError, match="none of llama.cpp's ways"):
+            saved(made, tmp_path / str(number))
+    texts = ['Return', 'a', 'list', 'of', 'all', 'names', 'in', 'the', 'module', 'or', 'none'] * 20
+    for number, (options, message) in enumerate(
+        (
+            ({'normalization_rule_name': 'nmt_nfkc', 'byte_fallback': True}, 'changes texts'),
+            ({'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False}, 'bytes'),
+        )
+    ):
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=out,
+            model_type='bpe',
+            vocab_size=300 if 'byte_fallback' in options else 40,
+            minloglevel=2,
+            **options,
+        )
+        folder = tmp_path / f's{number}'
+        size = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue()).vocab_size()
+        write('llama 2', folder, size=size)
+        (folder / 'tokenizer.json').unlink()
+        (folder / 'tokenizer_config.json').unlink()
+        (folder / 'tokenizer.model').write_bytes(out.getvalue())
+        ours = pretrained.from_pretrained(folder)
+        with pytest.raises(InputError, match=message):
+            pretrained.save_gguf(ours, tmp_path / 'model.gguf')
 
 
 def test_the_command_line(tmp_path):

@@ -25,6 +25,7 @@ CASES = {
     'bigbird': {'attention': ('bigbird(4, 4, 1)',), 'architecture': 'encoder'},
     'gated delta': {'attention': ('gated_delta',), 'position': 'none'},
     'encoder': {'architecture': 'encoder', 'attention': ('full',), 'position': 'learned'},
+    'pairs': {'architecture': 'encoder', 'attention': ('full',), 'token_types': 2},
     'encoder_decoder': {'architecture': 'encoder_decoder', 'position': 'relative'},
 }
 OBJECTIVES = {'encoder': 'masked', 'encoder_decoder': 'span_corruption', 'decoder': 'causal'}
@@ -56,7 +57,8 @@ def inputs(name, b, t, s):
     there = (np.arange(t) < t - np.arange(b)[:, None]).astype(np.int32)
     model = CASES[name].get('architecture', 'decoder')
     if model == 'encoder':
-        return {'tokens': tokens, 'segment_ids': there}
+        types = {'token_types': (np.arange(t) > t // 2).astype(np.int32) + 0 * tokens}
+        return {'tokens': tokens, 'segment_ids': there} | (types if name == 'pairs' else {})
     if model == 'encoder_decoder':
         sources = rng.integers(4, 200, (b, s), np.int32)
         there = (np.arange(s) < s - np.arange(b)[:, None]).astype(np.int32)
