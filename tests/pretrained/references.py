@@ -94,6 +94,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     'opt, norms last': (f'OPT{_LM}', _OPT | {'do_layer_norm_before': False}),
     'bert': ('BertForPreTraining', _IDS | _SIZES),
     'bert, masked only': ('BertForMaskedLM', _IDS | _SIZES),
+    'big bird': (
+        'BigBirdForPreTraining',
+        _IDS | _SIZES | {'hidden_act': 'gelu_new', 'attention_type': 'original_full'},
+    ),
     'roberta': (
         'RobertaForMaskedLM',
         _IDS | _SIZES | {'pad_token_id': 1, 'bos_token_id': 0, 'type_vocab_size': 1},

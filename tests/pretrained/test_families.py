@@ -95,7 +95,11 @@ def test_encoders_agree(imported, name):
     close(said['tokens'], masked, there > 0)
     for mine, other in zip(layers(kept['intermediates']), out.hidden_states[1:], strict=True):
         close(mine, other, there > 0)
-    pairs = {'bert': 'seq_relationship_logits', 'albert': 'sop_logits'}
+    pairs = {
+        'bert': 'seq_relationship_logits',
+        'big bird': 'seq_relationship_logits',
+        'albert': 'sop_logits',
+    }
     assert ('pair' in said) == (name in pairs)
     if name in pairs:
         close(said['pair'][:, 0], out[pairs[name]])

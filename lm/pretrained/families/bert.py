@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019) and its kin: RoBERTa, DistilBERT, ALBERT."""
+"""BERT (Devlin et al. 2019) and its kin: BigBird, RoBERTa, DistilBERT, ALBERT."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -108,6 +108,27 @@ BERT = Family(
         'cls.predictions.decoder.bias': 'cls.predictions.bias',
     },
     buffers=(r'embeddings\.position_ids$', r'embeddings\.token_type_ids$'),
+)
+
+
+# Full attention, which is what `transformers` computes too for up to (5 + 2 num_random_blocks) block_size
+# tokens, 704 of the published ones. Of longer texts its evaluation counts the first block several times.
+BIG_BIRD = dataclasses.replace(
+    BERT,
+    name='big_bird',
+    classes={'BigBirdForPreTraining': 'head_pair/', 'BigBirdForMaskedLM': 'head_tokens/'},
+    config=(
+        *BERT.config,
+        Only(use_bias=True, rescale_embeddings=False),
+        Both(
+            ('attention_type',), lambda theirs: {}, lambda ours: {'attention_type': 'original_full'}
+        ),
+        ignored('block_size', 'num_random_blocks'),
+    ),
+    tensors=tuple(
+        dataclasses.replace(tensor, theirs=tensor.theirs.replace('pooler.dense', 'pooler'))
+        for tensor in BERT.tensors
+    ),
 )
 
 
