@@ -114,7 +114,10 @@ def test_import_makes_a_workdir_and_export_gives_the_folder_back(folder, tmp_pat
     assert isinstance(model.generate('a', max_tokens=3), str)
     pretrained.export(tmp_path / 'run', tmp_path / 'back')
     for path in folder.iterdir():
-        assert (tmp_path / 'back' / path.name).read_bytes() == path.read_bytes(), path.name
+        found = (tmp_path / 'back' / path.name).read_bytes()
+        if path.name == 'README.md':  # It names its folder.
+            found = found.replace(b'back', b'model')
+        assert found == path.read_bytes(), path.name
     with pytest.raises(InputError, match='is not empty'):
         pretrained.import_model(folder, tmp_path / 'run')
     with pytest.raises(InputError, match='is not empty'):
