@@ -139,7 +139,8 @@ def get_config() -> ConfigDict:
             # int. `permutation` predicts one token in so many.
             'partial': 6,
             'bidirectional': False,  # bool. `permutation` reads half of the windows backwards.
-            # float. Of `replaced`: how wide the generator is, as a part of the model's heads and MLP,
+            # float. Of `replaced`: how wide the generator is, as a part of the model's heads and MLP (0:
+            # there is none, tokens are replaced by random ones),
             'generator_size': 0.25,
             'discriminator_weight': 50.0,  # float. and what its loss counts beside the generator's.
             # tuple of str. The labels that `classification` chooses from, as the source writes them.

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.objective.max_span = 5
     config.objective.bidirectional = True
     config.model.architecture = 'encoder'
-    config.model.attention = ('causal',)
+    config.model.attention = ('full',)
     config.model.num_layers = 12
     config.model.embed_dim = 768
     config.model.num_heads = 12

@@ -354,7 +354,7 @@ _RANGES = {
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
     r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)': (1, None),
     r'model\.relative_(buckets|distance)': (4, None),
-    r'objective\.generator_size': (0.01, 1),
+    r'objective\.generator_size': (0, 1),
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
     r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'

@@ -28,7 +28,7 @@ from lm import (
     vocabulary,
 )
 from lm import config as configs
-from lm.attention.masks import Mask, causal
+from lm.attention.masks import Mask, causal, full
 from lm.config import Config
 from lm.data import features, pipeline, source
 from lm.data import mixture as mixtures
@@ -152,10 +152,10 @@ def _check_attention(config: Config) -> None:
     for key, pattern in patterns.items():
         place = f'config.model.{key}'
         for kind in attention.parse_pattern(pattern, place):
-            if sees == 'ranks' and kind != causal:
+            if sees == 'ranks' and kind not in (causal, full):
                 raise InputError(
                     f"{place}: '{kind}' is asked about places, and config.objective.name = "
-                    f"'{config.objective.name}' about the order of prediction. Did you mean 'causal'?"
+                    f"'{config.objective.name}' about the order of prediction. Did you mean 'full'?"
                 )
             alone = attention.without_prefix(kind) if sees == 'prefix' else kind
             decodes = key == 'attention' and model.architecture != 'encoder'

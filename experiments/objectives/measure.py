@@ -54,7 +54,7 @@ def guess(counts: np.ndarray) -> dict[str, float]:
 def never(params: dict[str, Any]) -> dict[str, Any]:
     """Returns parameters of ELECTRA, whose discriminator takes every token for real."""
     changed = jax.tree.map(lambda x: x, params)
-    out = changed['discriminator']['head_it']['out']
+    out = changed['discriminator']['head_discriminator']['out']
     out |= {'kernel': jnp.zeros_like(out['kernel']), 'bias': jnp.full_like(out['bias'], -1)}
     return changed
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.attention import attend
+from lm.attention import attend, causal_form, parse
 from lm.attention.block import Extras
 from lm.attention.masks import Mask, Reach
 from lm.config import ModelConfig
@@ -146,7 +146,9 @@ class Attention(nn.Module):
             c = dataclasses.replace(c, bias=False)
         source, segments = x, tokens.segments
         segments = None if segments is None else (segments, segments)
-        positions = None if tokens.order is None else (tokens.order, tokens.order)
+        kind, positions = self.kind, None
+        if tokens.order is not None:  # Of ranks, what comes later is never seen.
+            kind, positions = parse(causal_form(kind)), (tokens.order, tokens.order)
         if tokens.streams:  # Of the second one there are only queries, of what is of a lower rank.
             source = x[:, : x.shape[1] // 2]
             twice = functools.partial(jnp.concatenate, axis=1)
@@ -172,7 +174,7 @@ class Attention(nn.Module):
             query,
             key,
             value,
-            self.kind,
+            kind,
             segments=segments,
             in_prefix=tokens.in_prefix,
             positions=positions,

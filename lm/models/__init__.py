@@ -10,6 +10,7 @@ from lm.config import Config
 from lm.errors import InputError, lookup
 from lm.models.decoder import Decoder
 from lm.models.electra import Electra
+from lm.models.electra import discriminator as discriminator
 from lm.models.encoder import Encoder
 from lm.models.encoder_decoder import EncoderDecoder
 from lm.models.heads import Head

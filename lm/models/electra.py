@@ -1,6 +1,7 @@
 """A small generator that fills masks, and a discriminator that says which tokens it made up."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,7 +31,7 @@ class Electra(nn.Module):
     @property
     def padded_vocab_size(self) -> int:
         """V, rounded up to `config.vocab_multiple`."""
-        return self._encoder(self.config, None, parent=None).padded_vocab_size
+        return self._encoder(self.config, parent=None).padded_vocab_size
 
     def setup(self):
         c, size = self.config, self.generator_size
@@ -41,12 +42,12 @@ class Electra(nn.Module):
             embed_dim=heads * width,
             num_heads=heads,
             num_kv_heads=0,
-            mlp_dim=round(size * mlp_dim(c)),
+            mlp_dim=max(1, round(size * mlp_dim(c))),
             embedding_dim=c.embedding_dim or c.embed_dim,
         )
         self.embed = make_embed(c, self.padded_vocab_size)
-        self.generator = self._encoder(smaller, Head('tokens'), shared=self.embed)
-        self.discriminator = self._encoder(c, Head('discriminator'), shared=self.embed)
+        self.generator = self._encoder(smaller, 'tokens', shared=self.embed)
+        self.discriminator = self._encoder(c, 'discriminator', shared=self.embed)
 
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of the one, float32 `[B, T, V]`, and of the other, `[B, T]`."""
@@ -59,8 +60,14 @@ class Electra(nn.Module):
 
     def predict(self, hidden: jax.Array, name: str, deterministic: bool = True) -> jax.Array:
         """Returns what `generator` or `discriminator` says of tokens, `[..., D]`."""
-        return getattr(self, name).predict(hidden, 'it', deterministic)
+        part = getattr(self, name)
+        return part.predict(hidden, part.heads[0][0], deterministic)
 
-    def _encoder(self, config: ModelConfig, head: Head | None, **options) -> Encoder:
-        heads = () if head is None else (('it', head),)
-        return Encoder(config, self.vocab_size, self.max_length, heads=heads, **options)
+    def _encoder(self, config: ModelConfig, *heads: str, **options) -> Encoder:
+        named = tuple((name, Head(name)) for name in heads)
+        return Encoder(config, self.vocab_size, self.max_length, heads=named, **options)
+
+
+def discriminator(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of the discriminator alone, an `Encoder` with the head of its name."""
+    return {'embed': params['embed'], **params['discriminator']}

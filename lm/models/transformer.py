@@ -137,7 +137,7 @@ class Transformer(nn.Module):
             in_prefix: bool `[B, T]`, for masks with `prefix`.
             order: int32 `[B, T]`, ranks of tokens in a permutation language model (XLNet's two streams):
                 what is predicted of a token of rank r knows its place, and the tokens of ranks below r.
-                Masks are asked about ranks: `causal`.
+                Masks are asked about ranks, and what is of a later one is not seen whatever they say.
             memory: `[B, S, D]`, what an encoder made of the other text, where layers read it.
             memory_segments: int32 `[B, S]`; a token reads its own segment's. None: all.
 

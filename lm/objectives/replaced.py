@@ -15,7 +15,8 @@ def replaced(
 
     These are the generator's: as `masked` of one text, and what is chosen always becomes the mask. On
     the device the generator fills the masks, and the discriminator says for each token whether it is
-    that of `targets`.
+    that of `targets`. Where there is no generator (`generator_size` 0), what is chosen becomes a random
+    token of text.
 
     >>> replaced([1, 10, 11, 12, 13, 2], np.random.default_rng(2), spec)  # rate 0.5, mask 20
     {'inputs': [1, 10, 20, 20, 13, 2], 'targets': [1, 10, 11, 12, 13, 2],
@@ -24,11 +25,13 @@ def replaced(
     Args:
         tokens: int [t].
         rng: of what is chosen.
-        spec: with a mask; `rate`, `unit`, `span`, `max_span` and `max_predictions` are read.
+        spec: with a mask; `rate`, `unit`, `span`, `max_span`, `max_predictions` and `generator_size` are
+            read.
         draw: not used.
 
     Returns:
         `inputs targets` int32 [t], `loss_weights` float32 [t].
     """
-    plain = dataclasses.replace(spec.options, random_rate=0.0, keep_rate=0.0, pairs='')
+    drawn = 0.0 if spec.options.generator_size else 1.0
+    plain = dataclasses.replace(spec.options, random_rate=drawn, keep_rate=0.0, pairs='')
     return masked(tokens, rng, dataclasses.replace(spec, options=plain))

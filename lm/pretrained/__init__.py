@@ -19,12 +19,13 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import mesh, tokenizer, tree
+from lm import mesh, models, tokenizer, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel
 from lm.inference import load as load_run
+from lm.models import Electra
 from lm.pretrained import card as cards
 from lm.pretrained import convert, tokenizers
 from lm.pretrained.families import FAMILIES
@@ -201,7 +202,7 @@ def save(
     Raises:
         InputError: no family fits, and why the nearest does not; or the folder is not empty.
     """
-    precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
+    precision, model = DTYPES[lookup(PRECISIONS, dtype, 'dtype')], _wanted(model)
     entry, written, kept = _described(model, family, dtype, _kept(workdir))
     config = model.run.config
     shapes, arrays = convert.unload(entry, config.model, model.params, precision)
@@ -222,6 +223,17 @@ def save(
         )
         atomic_write(part / 'README.md', about)
     return entry
+
+
+def _wanted(model: LanguageModel) -> LanguageModel:
+    """Returns what an export is of: of ELECTRA's two models the discriminator, else the model itself."""
+    run = model.run
+    if not isinstance(run.steps.model, Electra):
+        return model
+    objective = dataclasses.replace(run.config.objective, generator_size=0.0)
+    config = dataclasses.replace(run.config, objective=objective)
+    alone = runs.build(config, run.tokenizer, run.mesh)
+    return LanguageModel(alone, models.discriminator(model.params), model.step)
 
 
 def _described(
@@ -341,7 +353,7 @@ def save_stablehlo(
     """
     from lm.pretrained import stablehlo
 
-    precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
+    precision, model = DTYPES[lookup(PRECISIONS, dtype, 'dtype')], _wanted(model)
     lookup(dict.fromkeys(stablehlo.WEIGHTS), weights, 'weights')
     with _whole(Path(folder)) as part:
         stablehlo.write(model, part, precision, Path(folder).name, weights, shape)

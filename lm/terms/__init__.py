@@ -47,8 +47,16 @@ def _masked_heads(config: Config) -> dict[str, Head]:
     return heads | ({'pair': Head('pooled', 2)} if config.objective.pairs else {})
 
 
+def _replaced_heads(config: Config) -> dict[str, Head]:
+    alone = not config.objective.generator_size
+    return {'discriminator': Head('discriminator')} if alone else {}
+
+
 def _electra(config: Config, vocab_size: int, heads: dict[str, Head], streams: bool) -> Model:
-    return Electra(config.model, vocab_size, config.data.length, config.objective.generator_size)
+    size = config.objective.generator_size
+    if not size:
+        return models.build(config, vocab_size, heads, streams)
+    return Electra(config.model, vocab_size, config.data.length, size)
 
 
 # Name in `config.objective` -> how it is learnt.
@@ -57,7 +65,7 @@ TERMS = {
     'prefix': Recipe(next_token),
     'masked': Recipe(masked, _masked_heads),
     'permutation': Recipe(masked, lambda config: {'tokens': Head('output')}, streams=True),
-    'replaced': Recipe(replaced, model=_electra),
+    'replaced': Recipe(replaced, _replaced_heads, model=_electra),
     'span_corruption': Recipe(next_token),
     'ul2': Recipe(next_token),
     'denoising': Recipe(next_token),

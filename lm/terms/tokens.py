@@ -54,8 +54,11 @@ def replaced(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss
     """Returns the loss of the discriminator, nats a token that is there, and that of the generator.
 
     What the generator fills in is drawn from its probabilities, without a gradient. In an evaluation the
-    keys are of the rows, so that it is the same however these are batched.
+    keys are of the rows, so that it is the same however these are batched. Without a generator the batch
+    has other tokens in their places already.
     """
+    if not config.objective.generator_size:
+        return _discriminated(model)
     most = _most_predictions(config, device_mesh)
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
@@ -83,21 +86,40 @@ def replaced(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss
             part='discriminator',
             **facts,
         )
-        odds = head(model, params, 'discriminator', rng)(vectors)  # [B, T]
-        made_up = inputs != batch['targets']
-        nats = jax.nn.softplus(jnp.where(made_up, -odds, odds))
-        there = (batch['segment_ids'] > 0).astype(jnp.float32)
-        total = jnp.sum(there * nats)
-        correct = jnp.sum(there * ((odds > 0) == made_up))
-        metrics = jax.lax.stop_gradient({'nats': total, 'correct': correct})
-        return {'discriminator': {'loss': total} | metrics, 'generator': found}
+        odds = head(model, params, 'discriminator', rng)(vectors)
+        return {'discriminator': _told_apart(odds, inputs, batch), 'generator': found}
 
     def weights(batch: Batch) -> dict[str, jax.Array]:
-        there = jnp.sum(batch['segment_ids'] > 0).astype(jnp.float32)
-        return {'discriminator': there, 'generator': jnp.sum(batch['loss_weights'])}
+        return {'discriminator': _there(batch), 'generator': jnp.sum(batch['loss_weights'])}
 
     weight = config.objective.discriminator_weight
     return Loss(sums, weights, {'discriminator': weight, 'generator': 1.0})
+
+
+def _discriminated(model: Model) -> Loss:
+    """Returns the loss of a discriminator that is alone."""
+
+    def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
+        odds = head(model, params, 'discriminator', rng)(
+            hidden(model, params, batch, rng, segments=True)
+        )
+        return {'discriminator': _told_apart(odds, batch['inputs'], batch)}
+
+    return Loss(sums, lambda batch: {'discriminator': _there(batch)}, {'discriminator': 1.0})
+
+
+def _told_apart(odds: jax.Array, inputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Returns the sums of a discriminator: log odds `[B, T]` that a token of `inputs` was replaced."""
+    made_up = inputs != batch['targets']
+    nats = jax.nn.softplus(jnp.where(made_up, -odds, odds))
+    there = (batch['segment_ids'] > 0).astype(jnp.float32)
+    total = jnp.sum(there * nats)
+    correct = jnp.sum(there * ((odds > 0) == made_up))
+    return {'loss': total} | jax.lax.stop_gradient({'nats': total, 'correct': correct})
+
+
+def _there(batch: Batch) -> jax.Array:
+    return jnp.sum(batch['segment_ids'] > 0).astype(jnp.float32)
 
 
 def row_keys(tokens: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ VARIANTS = {
         {'rate': 1.0, 'max_predictions': 3},
     ],
     'permutation': [{'bidirectional': True, 'partial': 1}, {'partial': 3, 'max_span': 1}],
-    'replaced': [{'unit': 'word'}, {'unit': 'span'}],
+    'replaced': [{'unit': 'word'}, {'unit': 'span'}, {'generator_size': 0.0}],
     'span_corruption': [{'rate': 0.5, 'span': 1.0}, {'rate': 1.0}, {'rate': 0.0}],
     'ul2': [{'denoisers': ('S 0.5', 'X 1.5 0.6')}],
     'denoising': [

@@ -56,6 +56,7 @@ _GPT2 = _IDS | {'n_positions': 128, 'n_embd': 32, 'n_layer': 3, 'n_head': 4}
 _OPT = {key: value for key, value in (_IDS | _SIZES).items() if key != 'intermediate_size'}
 _OPT |= {'ffn_dim': 56, 'word_embed_proj_dim': 32}
 _DISTIL = {'dim': 32, 'n_layers': 3, 'n_heads': 4, 'hidden_dim': 56, 'max_position_embeddings': 128}
+_XLNET = _IDS | {'d_model': 32, 'n_layer': 3, 'n_head': 4, 'd_inner': 56}
 _LM, _SEQ2SEQ = 'ForCausalLM', 'ForConditionalGeneration'
 
 # Name -> class and options: those that published models of the family have.
@@ -103,6 +104,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         _IDS | _SIZES | {'pad_token_id': 1, 'bos_token_id': 0, 'type_vocab_size': 1},
     ),
     'distilbert': ('DistilBertForMaskedLM', {**_IDS, **_DISTIL}),
+    'electra': ('ElectraForPreTraining', _IDS | _SIZES | {'embedding_size': 16}),
+    'electra, as wide as its embeddings': (
+        'ElectraForPreTraining',
+        _IDS | _SIZES | {'embedding_size': 32},
+    ),
+    'electra, the generator': ('ElectraForMaskedLM', _IDS | _SIZES | {'embedding_size': 16}),
+    'xlnet': ('XLNetLMHeadModel', _XLNET),
+    'xlnet, gelu of the code': ('XLNetLMHeadModel', _XLNET | {'ff_activation': 'gelu_new'}),
     'albert': ('AlbertForPreTraining', _IDS | _SIZES | {'embedding_size': 16}),
     't5': (f'T5{_SEQ2SEQ}', _T5),
     't5 1.1, flan-t5': (
@@ -129,7 +138,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 # Which are a decoder, an encoder, both.
-DECODERS = [name for name, (kind, _) in CASES.items() if kind.endswith((_LM, 'LMHeadModel'))]
+DECODERS = [
+    name
+    for name, (kind, _) in CASES.items()
+    if kind.endswith((_LM, 'LMHeadModel')) and not kind.startswith('XLNet')
+]
 BOTH = [name for name, (kind, _) in CASES.items() if kind.endswith((_SEQ2SEQ, 'MTModel'))]
 ENCODERS = [name for name in CASES if name not in (*DECODERS, *BOTH)]
 

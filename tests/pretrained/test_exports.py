@@ -37,6 +37,11 @@ CASES = {
     'gpt2': ('gpt2_124m', {}),
     'qwen3': ('quickstart', {}),
     'bert': ('bert_base', {'model': {'mlp_dim': 128}, 'tokenizer': {'mask': True}}),
+    'electra': (
+        'electra_small',
+        {'model': {'mlp_dim': 128, 'embedding_dim': 32}, 'tokenizer': {'mask': True}},
+    ),
+    'xlnet': ('xlnet_base', {'model': {'mlp_dim': 128}}),
     't5': (
         't5_small',
         {
@@ -100,6 +105,49 @@ def test_an_encoder_fills_the_same(trained):
     assert first == pytest.approx(second, rel=1e-4)
     reader = transformers.AutoTokenizer.from_pretrained(folder)
     assert reader.mask_token_id == ours.run.tokenizer.vocab_size
+
+
+def test_a_discriminator_has_the_same_loss(trained):
+    """It is what is exported of ELECTRA's two models."""
+    ours, folder = trained('electra')
+    theirs = transformers.AutoModelForPreTraining.from_pretrained(folder).eval()
+    ids, there = references.tokens(3, 20)
+    mine = ours.run.steps.model.apply(
+        {'params': ours.params},
+        ids,
+        segment_ids=there,
+        part='discriminator',
+        method='hidden',
+    )
+    odds = ours.run.steps.model.apply(
+        {'params': ours.params}, mine, 'discriminator', method='predict'
+    )
+    made_up = torch.tensor(np.arange(20) % 3 == 0).float().expand(3, -1)
+    with torch.no_grad():
+        out = theirs(
+            torch.tensor(ids), attention_mask=torch.tensor(there), labels=made_up.contiguous()
+        )
+    first = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(np.asarray(odds)), made_up, weight=torch.tensor(there), reduction='sum'
+    )
+    assert float(first) / there.sum() == pytest.approx(float(out.loss), rel=1e-4)
+
+
+def test_a_permutation_model_has_the_same_loss(trained):
+    ours, folder = trained('xlnet')
+    theirs = transformers.XLNetLMHeadModel.from_pretrained(folder).eval()
+    ids, _ = references.tokens(3, 20)
+    order = np.tile(np.arange(20), (3, 1)).astype(np.int32)
+    mine = ours.run.steps.model.apply({'params': ours.params}, ids, order=order)['tokens']
+    ranks = torch.tensor(order)
+    with torch.no_grad():
+        other = theirs(
+            torch.tensor(ids),
+            perm_mask=(ranks[:, None] >= ranks[:, :, None].clamp(min=1)).float(),
+            target_mapping=torch.eye(20).expand(3, -1, -1),
+        ).logits
+    first = nats(torch.tensor(np.asarray(mine)[:, 1:]), ids[:, 1:])
+    assert first == pytest.approx(nats(other[:, 1:], ids[:, 1:]), rel=1e-4)
 
 
 def test_an_encoder_decoder_has_the_same_loss(trained):

@@ -1,5 +1,6 @@
 """Every family against `transformers`: logits, layers, loss, generated tokens, and the way back."""
 
+import dataclasses
 import functools
 import json
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 
 from lm import decode, losses, pretrained
+from lm.models import Decoder
 
 references = pytest.importorskip('references', reason="needs pip install '.[reference]'")
 import safetensors.numpy  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -91,8 +94,8 @@ def test_encoders_agree(imported, name):
         token_types=types,
         mutable=['intermediates'],
     )
-    masked = out.logits if 'logits' in out else out.prediction_logits
-    close(said['tokens'], masked, there > 0)
+    head = 'discriminator' if type(theirs).__name__ == 'ElectraForPreTraining' else 'tokens'
+    close(said[head], out.logits if 'logits' in out else out.prediction_logits, there > 0)
     for mine, other in zip(layers(kept['intermediates']), out.hidden_states[1:], strict=True):
         close(mine, other, there > 0)
     pairs = {
@@ -103,6 +106,48 @@ def test_encoders_agree(imported, name):
     assert ('pair' in said) == (name in pairs)
     if name in pairs:
         close(said['pair'][:, 0], out[pairs[name]])
+
+
+def test_two_streams_of_xlnet_agree(imported):
+    """Of all ranks above 0, each from what is of a lower one."""
+    theirs, ours, _ = imported('xlnet')
+    ids, _ = references.tokens(3, 24)
+    random = np.random.default_rng(1)
+    order = np.stack([random.permutation(24) - 16 for _ in ids]).clip(0).astype(np.int32)
+    seen_from = np.maximum(order, 1)[:, :, None]  # What is of rank 0 sees its like.
+    with torch.no_grad():
+        out = theirs(
+            input_ids=torch.tensor(ids),
+            perm_mask=torch.tensor((order[:, None] >= seen_from).astype(np.float32)),
+            target_mapping=torch.eye(24).expand(3, -1, -1),
+        )
+    said = ours.run.steps.model.apply({'params': ours.params}, ids, order=order)
+    close(said['tokens'], out.logits, order > 0)
+
+
+def test_a_decoder_with_the_positions_of_xlnet_agrees(imported):
+    theirs, ours, _ = imported('xlnet')
+    config = transformers.XLNetConfig(**theirs.config.to_dict() | {'attn_type': 'uni'})
+    left = transformers.XLNetModel(config).eval()
+    left.load_state_dict(theirs.transformer.state_dict())
+    ids, _ = references.tokens(3, 24)
+    with torch.no_grad():
+        out = left(input_ids=torch.tensor(ids))
+    model = dataclasses.replace(
+        ours.run.config.model, architecture='decoder', attention=('causal',)
+    )
+    params = {key: value for key, value in ours.params.items() if key in ('embed', 'layers')}
+    decoder = Decoder(model, references.V, 24)
+    close(decoder.apply({'params': params}, ids, method='hidden'), out.last_hidden_state)
+
+
+def test_the_published_sizes_are_theirs():
+    """Of the configs that say so."""
+    sizes = {'vocab_size': 32_000, 'd_model': 768, 'n_layer': 12, 'n_head': 12, 'd_inner': 3072}
+    with torch.device('meta'):
+        model = transformers.XLNetLMHeadModel(transformers.XLNetConfig(**sizes))
+    assert sum(weight.numel() for weight in model.transformer.parameters()) == 116_718_336
+    assert sum(weight.numel() for weight in model.parameters()) == 116_718_336 + 32_000
 
 
 @pytest.mark.parametrize('name', references.BOTH)

@@ -1,9 +1,10 @@
-"""BERT (Devlin et al. 2019) and its kin: BigBird, RoBERTa, DistilBERT, ALBERT."""
+"""BERT (Devlin et al. 2019) and its kin: BigBird, RoBERTa, DistilBERT, ALBERT, ELECTRA."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lm.errors import InputError
 from lm.pretrained.family import (
     ACTIVATIONS,
     TENSORS,
@@ -18,6 +19,7 @@ from lm.pretrained.family import (
     linear,
     norm,
     table,
+    unsupported,
     vector,
 )
 
@@ -168,6 +170,23 @@ ROBERTA = dataclasses.replace(
     buffers=(*BERT.buffers, r'^(roberta\.)?pooler\.'),
 )
 
+
+def _read_electra(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    # Without either head it is taken for the discriminator, which is the model that is wanted.
+    if not any(name.startswith('generator_') for name in theirs[TENSORS]):
+        return {'objective.name': 'replaced', 'objective.generator_size': 0.0}
+    if theirs.get('hidden_act', 'gelu') != 'gelu':
+        raise unsupported("a generator's hidden_act", theirs['hidden_act'], ('gelu',))
+    return {'objective.name': 'masked'}
+
+
+def _write_electra(ours: Mapping[str, Any]) -> dict[str, Any]:
+    # The generator's head has it, whatever `hidden_act` says.
+    if ours['objective.name'] == 'masked' and ours['model.activation'] != 'gelu_exact':
+        raise InputError(f'config.model.activation = {ours["model.activation"]!r}, not gelu_exact.')
+    return {}
+
+
 _DISTIL = 'distilbert.transformer.layer.{n}'
 
 DISTILBERT = Family(
@@ -205,6 +224,32 @@ DISTILBERT = Family(
         vector('vocab_projector.bias', 'head_tokens/output/bias'),
     ),
     tied={'vocab_projector.weight': 'distilbert.embeddings.word_embeddings.weight'},
+    buffers=BERT.buffers,
+)
+
+ELECTRA = Family(
+    name='electra',
+    classes={'ElectraForPreTraining': 'head_discriminator/', 'ElectraForMaskedLM': 'head_tokens/'},
+    config=(
+        _ENCODER,
+        *_SIZES,
+        Key('max_position_embeddings', 'data.length', 512),
+        Key('embedding_size', 'model.embedding_dim', 128),
+        Both((), _read_electra, _write_electra),
+        ignored('summary_activation', 'summary_last_dropout', 'summary_type', 'summary_use_proj'),
+    ),
+    prefix='electra.',
+    tensors=(
+        *_embeddings('electra.embeddings'),
+        *linear('electra.embeddings_project', 'embed_projection'),
+        *_layer('electra.encoder.layer.{n}'),
+        *linear('discriminator_predictions.dense', 'head_discriminator/dense'),
+        *linear('discriminator_predictions.dense_prediction', 'head_discriminator/out'),
+        *linear('generator_predictions.dense', 'head_tokens/dense'),
+        *norm('generator_predictions.LayerNorm', 'head_tokens/norm'),
+        vector('generator_lm_head.bias', 'head_tokens/output/bias'),
+    ),
+    tied={'generator_lm_head.weight': 'electra.embeddings.word_embeddings.weight'},
     buffers=BERT.buffers,
 )
 
