@@ -202,7 +202,8 @@ def load(
 ) -> tuple[Any, list[str]]:
     """Returns parameters, sharded as `shapes` says, and the paths of those that the folder lacks.
 
-    One tensor at a time is read and laid into its parameter: no more than that is held besides.
+    One tensor at a time is read, and turned and laid into its parameter on the devices: no more than that
+    is held besides.
 
     Args:
         family: theirs.
@@ -217,37 +218,57 @@ def load(
     plan = pieces(family, model, shapes)
     leaves = tree.by_path(shapes)
     plan, fresh, zero = _match(family, plan, weights)
+    places = {name: place for place, name in enumerate(weights)}
+    plan.sort(key=lambda piece: places[piece.name])
     made = {path: _zeros(leaves[path], leaves[path].dtype) for path in zero}
     for piece in plan:
-        parts = _parts(piece, leaves, weights)
-        for (path, index), part in zip(piece.places, parts, strict=True):
-            part = part.astype(dtype or part.dtype, copy=False)
-            spec = leaves[path]
-            if index is None:
+        sizes = _checked(piece, leaves, weights)
+        array = weights.read(piece.name)
+        kept = dtype or array.dtype
+        if array.dtype.itemsize > 4:
+            array = array.astype(kept)
+        paths = [path for path, _ in piece.places]
+        if piece.places[0][1] is None:
+            parts = _parts(array, piece.axes, sizes, len(paths))
+            for path, part in zip(paths, parts, strict=True):
                 made[path] = jax.make_array_from_callback(
-                    part.shape, spec.sharding, functools.partial(_slice, part)
+                    part.shape, leaves[path].sharding, functools.partial(_slice, part, kept)
                 )
-            else:
-                if path not in made:
-                    made[path] = _zeros(spec, part.dtype)
+            continue
+        for path in paths:
+            if path not in made:
                 # Files of several dtypes: that of the first layer.
-                part = part.astype(made[path].dtype, copy=False)
-                made[path] = _lay(made[path], part, index)
+                made[path] = _zeros(leaves[path], kept)
+        wholes = [made.pop(path) for path in paths]
+        laid = _lay(wholes, array, piece.places[0][1], piece.axes, tuple(sizes.items()))
+        made |= zip(paths, jax.block_until_ready(laid), strict=True)
     found = [made.get(path) for path in leaves]
     return jax.tree.unflatten(jax.tree.structure(shapes), found), fresh
 
 
-def _slice(array: np.ndarray, index: Any) -> np.ndarray:
-    return array[index]
+def _slice(array: np.ndarray, dtype: np.dtype, index: Any) -> np.ndarray:
+    # A copy: the file may change, or go.
+    return array[index].astype(dtype)
 
 
 def _zeros(like: jax.ShapeDtypeStruct, dtype: np.dtype) -> jax.Array:
     return jnp.zeros(like.shape, dtype, device=like.sharding)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _lay(whole: jax.Array, part: jax.Array, index: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=('axes', 'sizes'))
+def _lay(
+    wholes: list[jax.Array],
+    array: jax.Array,
+    index: int,
+    axes: str,
+    sizes: tuple[tuple[str, int], ...],
+) -> list[jax.Array]:
+    """Returns parameters of all layers with those of one, which are in an array of theirs."""
+    parts = _parts(array, axes, dict(sizes), len(wholes))
+    return [
+        jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), index, 0)
+        for whole, part in zip(wholes, parts, strict=True)
+    ]
 
 
 def _match(
@@ -290,15 +311,21 @@ def _match(
     return there, fresh, zero
 
 
-def _parts(piece: Piece, leaves: Mapping[str, Any], weights: Weights) -> list[np.ndarray]:
+def _checked(piece: Piece, leaves: Mapping[str, Any], weights: Weights) -> dict[str, int]:
+    """Returns the sizes of the axes by name; raises InputError if the tensor has another shape."""
     sizes, theirs = _sizes(piece, leaves)
     if weights.shapes[piece.name] != theirs:
         raise InputError(
             f"the tensor '{piece.name}' has the shape {weights.shapes[piece.name]}; by config.json it is "
             f'{theirs}.'
         )
-    found = einops.rearrange(weights.read(piece.name), piece.axes, **sizes)
-    return list(found) if len(piece.places) > 1 else [found]
+    return sizes
+
+
+def _parts(array: Any, axes: str, sizes: dict[str, int], count: int) -> list[Any]:
+    """Returns the parameters that are in an array of theirs."""
+    found = einops.rearrange(array, axes, **sizes)
+    return list(found) if count > 1 else [found]
 
 
 def _sizes(piece: Piece, leaves: Mapping[str, Any]) -> tuple[dict[str, int], tuple[int, ...]]:

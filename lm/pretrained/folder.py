@@ -5,7 +5,9 @@ Nothing is unpickled, no code of a folder is run, and no name in a file leads ou
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Weights:
-    """The tensors of a folder, which stay on the disk until they are asked for.
+    """The tensors of a folder, which stay on the disk until they are looked at.
+
+    Their names come in the order in which they lie there; read in this order, they are as fast as the disk.
 
     Attributes:
         shapes: by name.
-        dtypes: by name.
+        dtypes: by name; those that are no floats have none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,32 +58,32 @@ class Weights:
         Raises:
             InputError: there are none, or one is damaged.
         """
-        # By name: the file, what the tensor is called in it, and the file's path.
-        self._places: dict[str, tuple[Any, str, Path]] = {}
+        self._bytes: dict[str, np.ndarray] = {}
+        # Of each tensor its file, and how many bytes of all files end with it.
+        self._places: dict[str, tuple[Path, int]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
-        with contextlib.ExitStack() as stack:
-            self._open(folder, stack)
-            self._stack = stack.pop_all()
-
-    def _open(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self._files = [path for path, _ in _listed(folder)]
+        before = 0
         for path, names in _listed(folder):
-            try:
-                file = stack.enter_context(safetensors.safe_open(path, framework='numpy'))
-                there = set(file.keys())
-                for called in sorted(there if names is None else names & there):
-                    part = file.get_slice(called)
-                    name = _today(called)
-                    if name in self.shapes:
-                        raise InputError(f"'{path}' holds '{name}' twice.")
-                    self.shapes[name] = tuple(part.get_shape())
-                    self.dtypes[name] = DTYPES.get(part.get_dtype(), np.dtype(np.void))
-                    self._places[name] = file, called, path
-            except (safetensors.SafetensorError, OSError) as error:
-                raise InputError(f"'{path}' is damaged: {error}.") from None
-            if names is not None and names - there:
-                missing = sorted(names - there)[0]
+            start, header = _header(path)
+            if names is not None and names - header.keys():
+                missing = sorted(names - header.keys())[0]
                 raise InputError(f"'{path}' lacks '{missing}', which '{INDEX}' says it holds.")
+            whole = np.memmap(path, np.uint8, 'r')
+            for called in sorted(header, key=lambda name: header[name]['data_offsets']):
+                if names is not None and called not in names:
+                    continue
+                name = _today(called)
+                if name in self.shapes:
+                    raise InputError(f"'{path}' holds '{name}' twice.")
+                begin, end = (start + offset for offset in header[called]['data_offsets'])
+                self.shapes[name] = tuple(header[called]['shape'])
+                self.dtypes[name] = DTYPES.get(header[called]['dtype'], np.dtype(np.void))
+                self._bytes[name] = whole[begin:end]
+                self._places[name] = path, before + end
+            before += len(whole)
+        self._ahead: _Ahead | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -88,42 +92,89 @@ class Weights:
         return iter(self.shapes)
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor; raises InputError where it is no array of floats."""
-        file, called, path = self._places[name]
+        """Returns a tensor, as a view of its file; raises InputError where it is no array of floats."""
+        path, end = self._places[name]
         if self.dtypes[name] not in DTYPES.values():
             raise InputError(
                 f"'{path}': the tensor '{name}' is not one of {', '.join(DTYPES)}; quantized models are "
                 'not read.'
             )
-        try:
-            return file.get_tensor(called)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(f"'{path}' is damaged: '{name}': {error}.") from None
+        if self._ahead is None:
+            self._ahead = _Ahead(self._files)
+        self._ahead.to(end)
+        return self._bytes[name].view(self.dtypes[name]).reshape(self.shapes[name])
 
     def same(self, first: str, second: str) -> bool:
         """Returns whether two tensors have the same numbers; of each, a part at a time is read."""
         if self.shapes[first] != self.shapes[second] or not self.shapes[first]:
             return False
-        one, other = (
-            file.get_slice(called) for file, called, _ in map(self._places.get, (first, second))
-        )
-        rows, step = self.shapes[first][0], 4096
+        one, other, step = self.read(first), self.read(second), 4096
         return all(
-            np.array_equal(
-                one[start : min(start + step, rows)], other[start : min(start + step, rows)]
-            )
-            for start in range(0, rows, step)
+            np.array_equal(one[start : start + step], other[start : start + step])
+            for start in range(0, len(one), step)
         )
 
     def close(self) -> None:
-        """Lets go of the files."""
-        self._stack.close()
+        """Lets go of the files, as soon as no tensor is used."""
+        if self._ahead is not None:
+            self._ahead.stop()
+        self._bytes.clear()
 
     def __enter__(self) -> 'Weights':
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+class _Ahead(threading.Thread):
+    """Reads files a little before they are looked at, so that nobody waits for the disk.
+
+    What is read is thrown away: it is then in the system's cache.
+    """
+
+    _WINDOW, _PIECE = 256 << 20, 4 << 20
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        super().__init__(daemon=True)
+        self._files, self._goal = files, 0
+        self._changed = threading.Condition()
+        self.start()
+
+    def run(self) -> None:
+        done, piece = 0, bytearray(self._PIECE)
+        for path in self._files:
+            # What is wrong with a file is said by those who need it.
+            with contextlib.suppress(OSError), path.open('rb', buffering=0) as file:
+                while size := file.readinto(piece):
+                    done += size
+                    with self._changed:
+                        self._changed.wait_for(lambda done=done: self._goal >= done)
+                        if self._goal == math.inf:
+                            return
+
+    def to(self, place: float) -> None:
+        """Reads on, to somewhat after a place in all files."""
+        with self._changed:
+            self._goal = max(self._goal, place + self._WINDOW)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Reads no more."""
+        self.to(math.inf)
+        self.join()
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Returns where the tensors of a file begin, and what it says of each; it has been checked."""
+    try:
+        with safetensors.safe_open(path, framework='numpy'), path.open('rb') as file:
+            size = int.from_bytes(file.read(8), 'little')
+            header = json.loads(file.read(size))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"'{path}' is damaged: {error}.") from None
+    header.pop('__metadata__', None)
+    return 8 + size, header
 
 
 def _today(name: str) -> str:
