@@ -3,8 +3,9 @@
     python -m experiments.pretrained
 
 Makes a folder of GPT-2's form with random weights, and reads and writes it in turn: the parameters to where
-a mesh of one device has them, the whole of `from_pretrained`, and plain safetensors. Files are dropped from
-the system's cache before each reading (where it obeys), and written through to the disk.
+a mesh of one device has them, the whole of `from_pretrained`, and plain safetensors, which reads each tensor
+and forgets it, or loads and keeps all. Files are dropped from the system's cache before each reading (where
+it obeys), and written through to the disk.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument('--layers', type=int, default=24)
     parser.add_argument('--width', type=int, default=1024)
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--rounds', type=int, default=6)
     parser.add_argument('--folder', type=Path, default=None, help='where; default: a temporary one')
     parser.add_argument('--output', type=Path, default=HERE / 'results.jsonl')
     options = parser.parse_args()
@@ -74,6 +75,9 @@ def measure(folder: Path, layers: int, width: int, rounds: int) -> dict:
             for name in file.keys():  # noqa: SIM118  no mapping
                 file.get_tensor(name)
 
+    def plain_load() -> None:
+        safetensors.numpy.load_file(weights)
+
     def parameters() -> None:
         with Weights(folder / 'model') as file:
             found, _ = convert.load(
@@ -100,6 +104,7 @@ def measure(folder: Path, layers: int, width: int, rounds: int) -> dict:
 
     cases: dict[str, tuple[Callable[[], None], str]] = {
         'safetensors, read': (plain_read, 'safetensors, read'),
+        'safetensors, loaded': (plain_load, 'safetensors, read'),
         'parameters': (parameters, 'safetensors, read'),
         'from_pretrained': (whole, 'safetensors, read'),
         'safetensors, written': (plain_write, 'safetensors, written'),
@@ -108,8 +113,10 @@ def measure(folder: Path, layers: int, width: int, rounds: int) -> dict:
     for run, _ in cases.values():  # Compiles what there is to compile.
         run()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, (run, _) in cases.items():
+    order = list(cases.items())
+    for i in range(rounds):
+        # What comes first is another one each time.
+        for name, (run, _) in order[i % len(order) :] + order[: i % len(order)]:
             _forget(weights)
             start = time.perf_counter()
             run()
