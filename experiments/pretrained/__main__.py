@@ -3,8 +3,8 @@
     python -m experiments.pretrained
 
 Makes a folder of GPT-2's form with random weights, and reads and writes it in turn: the parameters to where
-a mesh of one device has them, the whole of `from_pretrained`, and plain safetensors, which reads each tensor
-and forgets it, or loads and keeps all. Files are dropped from the system's cache before each reading (where
+a mesh of one device has them, the whole of `from_pretrained`, and safetensors alone, tensors
+read and forgotten, or loaded and kept. Files are dropped from the system's cache before each reading (where
 it obeys), and written through to the disk.
 """
 
