@@ -12,8 +12,9 @@ The same start again goes on where the last one ended. Then, on what it trained:
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
-Start from a published model (a folder of Hugging Face's form), and hand a result on as one:
-  python -m lm.main --mode=import --from=gpt2 --workdir=runs/gpt2
+Start from a published model (a folder of Hugging Face's form), train it further, hand a result on as one:
+  python -m lm.main --mode=import --from=gpt2 --workdir=runs/gpt2 --config.data.train=text:mine.txt
+  python -m lm.main --workdir=runs/gpt2
   python -m lm.main --mode=export --workdir=runs/quickstart --to=exported
   python -m lm.main --mode=export --workdir=runs/quickstart --to=program --format=stablehlo
 """
@@ -36,7 +37,10 @@ from lm.config import flatten, load, parse
 from lm.errors import InputError, RunStopped, lookup, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, such as configs/quickstart.py. --config.KEY=VALUE changes a key.'
+    'config',
+    None,
+    'Config file, such as configs/quickstart.py. --config.KEY=VALUE changes a key. Without one, training '
+    'goes on in the --workdir of a run.',
 )
 _WORKDIR = flags.DEFINE_string(
     'workdir', '', 'Folder of the run. Default: runs/ and the name of the config file.'
@@ -133,6 +137,10 @@ logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+# What an import changes keys of.
+_BASE = Path(__file__).parent.parent / 'configs' / 'base.py'
+
+
 def _config() -> ConfigDict:
     if _CONFIG.value is None:
         raise InputError(
@@ -161,9 +169,11 @@ def _say(*lines: str) -> None:
 
 def _train() -> None:
     memory.share_one_arena()
+    from lm.run import read_config
     from lm.training import train
 
-    written = train(_config(), _workdir())
+    goes_on = _CONFIG.value is None and _WORKDIR.value
+    written = train(read_config(_workdir()) if goes_on else _config(), _workdir())
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
         return
@@ -287,9 +297,15 @@ def _import() -> None:
             '--mode=import needs --from=FOLDER and --workdir=FOLDER, as in --from=gpt2 '
             '--workdir=runs/gpt2.'
         )
+    changes = {}
     if _CONFIG.value is not None:
-        raise InputError('--mode=import takes the config from the folder: leave --config out.')
-    run = pretrained.import_model(_FROM.value, _WORKDIR.value, say=_say)
+        if config_flags.get_config_filename(flags.FLAGS['config']) != str(_BASE):
+            raise InputError(
+                '--mode=import takes the config from the folder: leave --config out. --config.KEY=VALUE '
+                'changes a key of it.'
+            )
+        changes = config_flags.get_override_values(flags.FLAGS['config'])
+    run = pretrained.import_model(_FROM.value, _WORKDIR.value, changes, _say)
     _say(f'{run.steps.parameters:,} parameters: {_WORKDIR.value}')
 
 
@@ -384,6 +400,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
         _, options = flags.FLAGS.main_module_help().strip().split('\n', 1)
         print(f'Options:\n{options}')
         sys.exit(0)
+    given = [argument for argument in arguments if argument.startswith('--config')]
+    imports = '--mode=import' in arguments or ('--mode', 'import') in zip(
+        arguments, arguments[1:], strict=False
+    )
+    if imports and given and all(argument.startswith('--config.') for argument in given):
+        arguments = [arguments[0], f'--config={_BASE}', *arguments[1:]]
     try:
         keys = _check_config_flags(arguments)
         return flags.FLAGS(arguments)

@@ -41,6 +41,8 @@ PRECISIONS = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
 # The folder of a workdir that keeps what an import did not need: config.json and the tokenizer's files.
 KEPT = 'pretrained'
 GENERATION = 'generation_config.json'
+# Sections of the config that are changed by those who mean to train a model further.
+_TRAINING = {'data', 'objective', 'tasks', 'optimizer', 'schedule', 'loss', 'train'}
 _KEPT_FILES = (
     *('config.json', GENERATION, 'tokenizer.json', 'tokenizer_config.json'),
     *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', 'vocab.txt'),
@@ -76,10 +78,13 @@ def import_model(
 ) -> Run:
     """Makes a workdir of a folder: config, tokenizer, and a checkpoint of step 0 that holds the parameters.
 
+    Training goes on from there: `lm.train(lm.run.read_config(workdir), workdir)`.
+
     Args:
         folder: as in `from_pretrained`.
         workdir: new, or empty.
-        overrides: as in `from_pretrained`.
+        overrides: as in `from_pretrained`. Where they are about training, the optimizer is that of the
+            config (`configs/base.py`); else it is one that keeps no state.
         say: prints a line for a person.
 
     Raises:
@@ -104,7 +109,7 @@ def import_model(
             if path.is_file() and (not path.is_symlink() or path.resolve().parent.name == 'blobs'):
                 shutil.copyfile(path, workdir / KEPT / path.name)
     with Checkpoints(workdir, run.config.checkpoint, say) as checkpoints:
-        checkpoints.save(0, state, {}, None)
+        checkpoints.save(0, state, {'next_index': 0}, None)
     runs.add_history(workdir, f'imported from {folder.name} ({family.name})', 0)
     return run
 
@@ -152,12 +157,15 @@ def _build(
     if isinstance(text, HuggingFace):
         text = text.within(config.model.vocab_size)
     config.tokenizer.mask = text.specials.mask >= 0
+    sections = {key.split('.')[0] for key in overrides}
+    if not sections & _TRAINING:  # Nothing but the parameters is kept.
+        config.optimizer.name, config.optimizer.b1 = 'sgd', 0.0
     configs.put(config, overrides)
     parsed = configs.parse(config)
     try:
         device_mesh = runs.check_mesh(parsed)
     except InputError as error:
-        if overrides:
+        if 'mesh' in sections:
             raise
         say(f'On one device only: {error}')
         device_mesh = mesh.one_device()

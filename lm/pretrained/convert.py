@@ -45,8 +45,6 @@ def config_of(family: Family, theirs: Mapping[str, Any], names: frozenset[str]) 
                 f'{_near(name, known)}'
             )
     config = configs.load('base')
-    # Of what is not trained here, nothing but the parameters is kept.
-    config.optimizer.name, config.optimizer.b1 = 'sgd', 0.0
     configs.put(config, _read(family, {**theirs, TENSORS: names}))
     return config
 

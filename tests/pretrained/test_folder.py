@@ -347,6 +347,21 @@ def test_old_names_of_norms_and_what_may_be_left_out(tmp_path):
 
 
 @pytest.mark.slow
+def test_training_goes_on_from_an_import(folder, tmp_path):
+    over = {'data.train': 'builtin:pydocs[:5%]', 'data.valid': '', 'data.test': ''}
+    over |= {'train.steps': 2, 'schedule.warmup_steps': 0, 'optimizer.learning_rate': 0.0}
+    over |= {'optimizer.clip_norm': 0.0, 'data.batch_size': 8, 'log.tensorboard': False}
+    run = pretrained.import_model(folder, tmp_path / 'run', over)
+    assert run.config.optimizer.name == lm.get_config('base').optimizer.name
+    lm.train(runs.read_config(tmp_path / 'run'), tmp_path / 'run')
+    model = lm.load(tmp_path / 'run')
+    assert model.step == 2
+    same_bits(model.params, pretrained.from_pretrained(folder).params)
+    pretrained.import_model(folder, tmp_path / 'other', {'generate.top_k': 5})
+    assert runs.read_config(tmp_path / 'other')['optimizer']['name'] == 'sgd'
+
+
+@pytest.mark.slow
 def test_the_command_line(folder, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
 
@@ -354,8 +369,11 @@ def test_the_command_line(folder, tmp_path):
         command = [sys.executable, '-m', 'lm.main', *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    done = run('--mode=import', f'--from={folder}', f'--workdir={tmp_path}/run')
+    changes = ('--config.train.steps=300', '--config.generate.temperature=0.5')
+    done = run('--mode=import', f'--from={folder}', f'--workdir={tmp_path}/run', *changes)
     assert (done.returncode, done.stderr) == (0, '')
+    config = runs.read_config(tmp_path / 'run')
+    assert (config['train']['steps'], config['generate']['temperature']) == (300, 0.5)
     assert 'parameters' in done.stdout
     done = run('--mode=export', f'--workdir={tmp_path}/run', f'--to={tmp_path}/out')
     assert (done.returncode, done.stderr) == (0, '')
