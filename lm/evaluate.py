@@ -151,7 +151,11 @@ def evaluate(
 
 
 def evaluate_tasks(
-    workdir: str | Path, tasks: Sequence[str], checkpoint: str | int = '', **options: Any
+    workdir: str | Path,
+    tasks: Sequence[str],
+    checkpoint: str | int = '',
+    task: str = '',
+    **options: Any,
 ) -> tuple[dict[str, Any], str]:
     """Returns the results of tasks of EleutherAI's lm-evaluation-harness, and a table for people.
 
@@ -159,21 +163,19 @@ def evaluate_tasks(
         workdir: the run's folder. The result is added to its `evaluations.jsonl`, with the checkpoint.
         tasks: names of the harness's tasks, groups or tags.
         checkpoint: as `lm.load` takes it.
-        options: of `lm.harness.evaluate`.
+        task: of a run of several tasks, which.
+        options: of `lm.harness.find`: `shots`, `limit`, `folder`.
 
     Raises:
         InputError: there is no such run, checkpoint or task, or the harness is not installed.
     """
     from lm import harness  # Its library is an extra, and takes a while to import.
 
-    harness.check(tasks, **options)
+    questions = harness.find(tasks, **options)
     model = load(workdir, checkpoint)
-    found, table = harness.evaluate(model, tasks, **options)
+    found, table = harness.evaluate(model, questions, task)
     chosen = str(checkpoint) or model.run.config.eval.checkpoint
-    _add(
-        Path(workdir),
-        {'checkpoint': chosen, 'step': model.step, 'task': options.get('task', ''), **found},
-    )
+    _add(Path(workdir), {'checkpoint': chosen, 'step': model.step, 'task': task, **found})
     return found, table
 
 

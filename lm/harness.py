@@ -8,6 +8,7 @@ beside the run's other evaluations.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lm import decode, likelihood
-from lm import run as runs
 from lm.errors import InputError, nearest
 from lm.inference import LanguageModel, load
 from lm.models import Decoder, EncoderDecoder
-from lm.objectives import OBJECTIVES
+from lm.run import prompt_of
 from lm.writer import plain
 
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -149,16 +150,7 @@ class Model(TemplateLM):
         text = self.of.run.tokenizer
         if add_special_tokens is False:
             return text.encode(string).tolist()
-        if self.backend == 'causal':
-            return self.of.begun(string)
-        before, after, _ = self._prompt
-        return [*before, *text.encode(string).tolist(), *after]
-
-    @functools.cached_property
-    def _prompt(self) -> Any:
-        run = self.of.run
-        entry = OBJECTIVES[run.config.objective.name]
-        return entry.prompt(runs.spec_of(run.config, run.tokenizer))
+        return self.of.given(string)
 
     def apply_chat_template(self, *_: Any, **__: Any) -> str:
         """There is none."""
@@ -266,7 +258,7 @@ class Model(TemplateLM):
         self._draws += 1
         if self.backend == 'seq2seq':
             sources = decode.padded(contexts, model.max_source)
-            contexts = [list(self._prompt.begun)] * rows
+            contexts = [list(prompt_of(run.config, text).begun)] * rows
         draws = keys['do_sample']
         sampling = decode.Sampling(
             float(keys.get('temperature', 1.0)) if draws else 0.0,
@@ -293,8 +285,6 @@ class Model(TemplateLM):
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a model lives as long as the program)
     def _ends_with(self, ends: tuple[str, ...]) -> tuple[int, ...]:
         """Returns the ids whose text begins with an end: after them nothing is kept."""
-        import numpy as np
-
         text = self.of.run.tokenizer
         starts = tuple(end.encode() for end in ends if end)
         if not starts:
@@ -307,22 +297,67 @@ class Model(TemplateLM):
         )
 
 
-def evaluate(
-    model: LanguageModel,
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """What a model is asked.
+
+    Attributes:
+        manager: the harness's tasks.
+        names: of those that are meant.
+        shots: solved examples before each question; None is what the task says.
+        limit: at most so many questions of each task.
+    """
+
+    manager: harness_tasks.TaskManager
+    names: tuple[str, ...]
+    shots: int | None = None
+    limit: int | None = None
+
+
+def find(
     tasks: Sequence[str],
     shots: int | None = None,
     limit: int | None = None,
     folder: str | Path = '',
-    task: str = '',
+) -> Questions:
+    """Returns the questions of tasks; no data are read yet.
+
+    Args:
+        tasks: names of tasks, groups or tags of the harness.
+        shots: of `Questions`.
+        limit: of `Questions`.
+        folder: of YAML files with more tasks, which come before those of the harness of the same names.
+
+    Raises:
+        InputError: there is no such task or folder, or a number makes no sense.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f'--limit = {limit}: at least one question is asked.')
+    if shots is not None and shots < 0:
+        raise InputError(f'--shots = {shots}: there are no fewer examples than none.')
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"--task_files = '{folder}' is no folder.")
+    with _quiet():
+        manager = harness_tasks.TaskManager(include_path=str(folder) if folder else None)
+        names: dict[str, None] = {}
+        for name in tasks:
+            if not (matches := manager.match_tasks([name])):
+                raise InputError(
+                    f"--tasks: '{name}' is no task of lm_eval {lm_eval.__version__}"
+                    f'{f" or of {folder}" if folder else ""}.{nearest(name, manager.all_tasks)}'
+                )
+            names |= dict.fromkeys(matches)
+    return Questions(manager, tuple(names), shots, limit)
+
+
+def evaluate(
+    model: LanguageModel, questions: Questions, task: str = ''
 ) -> tuple[dict[str, Any], str]:
     """Returns the results of tasks of the harness, and its table of them.
 
     Args:
         model: a decoder or an encoder-decoder.
-        tasks: names of tasks, groups or tags.
-        shots: solved examples before each question; None is what the task says.
-        limit: at most so many questions of each task.
-        folder: of YAML files with more tasks, which come before those of the harness of the same names.
+        questions: of `find`.
         task: of a run of several tasks, which.
 
     Returns:
@@ -330,26 +365,25 @@ def evaluate(
         metric: value, metric_stderr: its standard error}}}`, groups among them.
 
     Raises:
-        InputError: there is no such task, or its data cannot be had.
+        InputError: the data of a task cannot be had, or the model is none that writes.
     """
-    check(tasks, shots, limit, folder)
     asked = Model(model=model, task=task)
     with _quiet():
-        manager, names = _found(tasks, folder)
         try:
-            manager.load(names)
+            questions.manager.load(list(questions.names))
         # Whatever `datasets` raises for what it cannot have, and a task's own code.
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
+            reason = ' '.join(str(error).split())[:300]
             raise InputError(
-                f'--tasks={",".join(tasks)} cannot be loaded: {" ".join(str(error).split())[:300]} '
+                f'--tasks={",".join(questions.names)} cannot be loaded: {reason} '
                 '(--task_files=FOLDER names tasks of your own.)'
             ) from None
         found = lm_eval.simple_evaluate(
             model=asked,
-            tasks=names,
-            num_fewshot=shots,
-            limit=limit,
-            task_manager=manager,
+            tasks=list(questions.names),
+            num_fewshot=questions.shots,
+            limit=questions.limit,
+            task_manager=questions.manager,
             log_samples=False,
             bootstrap_iters=1000,
         )
@@ -357,11 +391,11 @@ def evaluate(
     results = {}
     for name in every:
         values = {**found['results'].get(name, {}), **found.get('groups', {}).get(name, {})}
-        questions = found.get('n-samples', {}).get(name, {}).get('effective')
+        asked_of = found.get('n-samples', {}).get(name, {}).get('effective')
         results[name] = {
             'version': found['versions'].get(name),
             'shots': found['n-shot'].get(name),
-            'questions': questions,
+            'questions': asked_of,
             **{
                 key.removesuffix(',none'): value
                 for key, value in values.items()
@@ -371,39 +405,8 @@ def evaluate(
     table = utils.make_table(found)
     if found.get('groups'):
         table += '\n' + utils.make_table(found, 'groups')
-    return plain({'harness': lm_eval.__version__, 'limit': limit, 'benchmarks': results}), table
-
-
-def check(
-    tasks: Sequence[str],
-    shots: int | None = None,
-    limit: int | None = None,
-    folder: str | Path = '',
-    **_: Any,
-) -> None:
-    """Raises InputError for what `evaluate` would not take; the model is not asked."""
-    if limit is not None and limit < 1:
-        raise InputError(f'--limit = {limit}: at least one question is asked.')
-    if shots is not None and shots < 0:
-        raise InputError(f'--shots = {shots}: there are no fewer examples than none.')
-    if folder and not Path(folder).is_dir():
-        raise InputError(f"--task_files = '{folder}' is no folder.")
-    with _quiet():
-        _found(tasks, folder)
-
-
-def _found(tasks: Sequence[str], folder: str | Path) -> tuple[Any, list[str]]:
-    """Returns the harness's tasks, and the names of those that are meant."""
-    manager = harness_tasks.TaskManager(include_path=str(folder) if folder else None)
-    names: dict[str, None] = {}
-    for name in tasks:
-        if not (matches := manager.match_tasks([name])):
-            raise InputError(
-                f"--tasks: '{name}' is no task of lm_eval {lm_eval.__version__}"
-                f'{f" or of {folder}" if folder else ""}.{nearest(name, manager.all_tasks)}'
-            )
-        names |= dict.fromkeys(matches)
-    return manager, list(names)
+    told = {'harness': lm_eval.__version__, 'limit': questions.limit, 'benchmarks': results}
+    return plain(told), table
 
 
 @contextlib.contextmanager

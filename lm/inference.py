@@ -16,7 +16,7 @@ from lm.checkpoint import Checkpoints, averaged
 from lm.config import GenerateConfig
 from lm.data import features
 from lm.errors import InputError, lookup
-from lm.models import Decoder, Electra, Encoder
+from lm.models import Decoder, Electra, Encoder, EncoderDecoder
 from lm.objectives import OBJECTIVES
 from lm.perplexity import perplexity
 from lm.run import Run
@@ -140,13 +140,23 @@ class LanguageModel:
         ]
         return made[0] if single else made
 
-    def begun(self, text: str) -> list[int]:
-        """Returns what a decoder is given to go on with a text: its ids, after a BOS.
+    def given(self, text: str, cut: bool = False) -> list[int]:
+        """Returns the ids that the model is given of a text: to go on with, or of what it reads.
 
-        `config.generate.bos` says whether there is one; where there is no text there always is.
+        A decoder has them after a BOS: `config.generate.bos` says whether there is one, and where there is
+        no text there always is. An encoder-decoder has around them what its objective puts there.
+
+        Args:
+            text: any.
+            cut: an encoder-decoder is given the beginning of a text that is longer than it can read.
         """
-        bos = self.run.config.generate.bos or not text
-        return [self.run.tokenizer.specials.bos] * bos + self.run.tokenizer.encode(text).tolist()
+        run = self.run
+        ids = run.tokenizer.encode(text).tolist()
+        if not isinstance(run.steps.model, EncoderDecoder):
+            return [run.tokenizer.specials.bos] * (run.config.generate.bos or not text) + ids
+        before, after, _ = runs.prompt_of(run.config, run.tokenizer)
+        most = run.steps.model.max_source - len(before) - len(after)
+        return [*before, *(ids[:most] if cut else ids), *after]
 
     def _codes(self, codes: Sequence[str]) -> list[int]:
         """Returns the tokens of codes; raises InputError where one is not known."""
@@ -156,19 +166,16 @@ class LanguageModel:
 
     def _prompts(self, texts: list[str]) -> tuple[list[list[int]], decode.Sources | None]:
         """Returns what the decoder begins with, and what the encoder reads."""
-        model, encode = self.run.steps.model, self.run.tokenizer.encode
+        run, model = self.run, self.run.steps.model
         if isinstance(model, Encoder | Electra):
             raise InputError(
                 "config.model.architecture = 'encoder' fills in and labels, and does not generate."
             )
+        given = [self.given(text, cut=True) for text in texts]
         if isinstance(model, Decoder):
-            return [self.begun(text) for text in texts], None
-        config = self.run.config
-        entry = OBJECTIVES[config.objective.name]
-        before, after, begun = entry.prompt(runs.spec_of(config, self.run.tokenizer))
-        most = model.max_source - len(before) - len(after)
-        sources = [[*before, *encode(text)[:most], *after] for text in texts]
-        return [list(begun)] * len(texts), decode.padded(sources, model.max_source)
+            return given, None
+        begun = runs.prompt_of(run.config, run.tokenizer).begun
+        return [list(begun)] * len(texts), decode.padded(given, model.max_source)
 
     def perplexity(
         self, texts: str | Sequence[str], codes: Sequence[str] = ()

@@ -1,6 +1,5 @@
 """How likely a model finds continuations: what choices are made by, and benchmarks of them."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +8,10 @@ import numpy as np
 
 from lm import decode, losses, mesh
 from lm.models import Decoder, EncoderDecoder
-from lm.objectives import OBJECTIVES
 from lm.perplexity import bar
-from lm.run import Run, spec_of
-from lm.terms.loss import Batch, hidden
+from lm.run import Run, prompt_of
+from lm.scores import token_costs
+from lm.terms.loss import Batch
 
 # Tokens of a batch for each device that has rows of its own, and the most rows there.
 _TOKENS, _ROWS = 1 << 14, 64
@@ -53,9 +52,7 @@ def continuations(
         raise TypeError('a continuation has a likelihood with decoders and encoder-decoders.')
     shards = mesh.row_shards(run.mesh)
     if isinstance(model, EncoderDecoder):
-        begun = (
-            OBJECTIVES[run.config.objective.name].prompt(spec_of(run.config, run.tokenizer)).begun
-        )
+        begun = prompt_of(run.config, run.tokenizer).begun
         written = [[*begun, *continuation] for _, continuation in pairs]
     else:
         written = [[*context, *continuation] for context, continuation in pairs]
@@ -71,8 +68,16 @@ def continuations(
                 model.padded_vocab_size,
                 run.config.loss.max_logits_mb,
             )
-            sums = jax.device_get(_likelihoods(params, batch, model=model, chunks=chunks))
-            found[:, places] = np.asarray(sums)[:, : len(places)]
+            nats, likeliest = token_costs(
+                params,
+                batch,
+                model=model,
+                segments=isinstance(model, EncoderDecoder),
+                chunks=chunks,
+            )
+            found[0, places] = -nats.sum(axis=1)[: len(places)]
+            right = likeliest | (batch['loss_weights'] == 0)
+            found[1, places] = right.all(axis=1)[: len(places)]
     return [Likelihood(float(log_p), bool(greedy)) for log_p, greedy in found.T]
 
 
@@ -125,17 +130,3 @@ def _batch(
         there = np.arange(tokens.shape[1]) < lengths[:, None]
         batch |= {'encoder_inputs': tokens, 'encoder_segment_ids': there.astype(np.int32)}
     return batch
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'chunks'))
-def _likelihoods(
-    params: Any, batch: Batch, *, model: Any, chunks: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns log p, float32 `[B]`, and whether every token is the likeliest, bool `[B]`."""
-    batch = {name: mesh.constrain(x, (mesh.ROWS, 'sequence')) for name, x in batch.items()}
-    vectors = hidden(model, params, batch, None, segments=isinstance(model, EncoderDecoder))
-    logits = functools.partial(model.apply, {'params': params}, method='logits')
-    nats, likeliest = losses.token_nats(logits, vectors, batch['targets'], chunks)
-    counts = batch['loss_weights']
-    sums = -(nats * counts).sum(axis=1), (likeliest | (counts == 0)).all(axis=1)
-    return tuple(mesh.constrain(x, (None,)) for x in sums)

@@ -208,9 +208,9 @@ def _evaluate() -> None:
     if _TASKS.value:
         if _CONFIG.value is not None:
             raise InputError('--tasks asks the run as it is: leave --config out.')
-        options = {'shots': _SHOTS.value, 'limit': _LIMIT.value, 'task': _TASK.value}
+        options = {'shots': _SHOTS.value, 'limit': _LIMIT.value, 'folder': _TASK_FILES.value}
         _, table = evaluate_tasks(
-            _workdir(), _TASKS.value, _CHECKPOINT.value, folder=_TASK_FILES.value, **options
+            _workdir(), _TASKS.value, _CHECKPOINT.value, _TASK.value, **options
         )
         _say(table)
         return
@@ -310,39 +310,34 @@ def _import() -> None:
 
 
 def _export() -> None:
-    from lm import pretrained
-
     if not _TO.value:
         raise InputError('--mode=export needs --to=FOLDER, such as --to=exported.')
+    from lm import pretrained
+    from lm.inference import LanguageModel, load
 
-    def huggingface() -> str:
-        family = pretrained.export(
-            _workdir(), _TO.value, _FAMILY.value, _DTYPE.value, _CHECKPOINT.value
-        )
+    def huggingface(model: LanguageModel) -> str:
+        of = _workdir(), _CHECKPOINT.value
+        family = pretrained.save(model, _TO.value, _FAMILY.value, _DTYPE.value, *of)
         return f'a model of the family {family.name}'
 
-    def stablehlo() -> str:
-        from lm.inference import load
-
-        if not all(size.isdigit() for size in _SHAPE.value):
-            raise InputError(f'--shape = {",".join(_SHAPE.value)} is no B,T or B,T,S.')
+    def stablehlo(model: LanguageModel) -> str:
         shape = tuple(map(int, _SHAPE.value))
-        model = load(_workdir(), _CHECKPOINT.value)
         pretrained.save_stablehlo(model, _TO.value, _DTYPE.value, _WEIGHTS.value, shape)
         return 'StableHLO; README.md there says how to run it'
 
-    def gguf() -> str:
-        family = pretrained.export_gguf(
-            _workdir(), _TO.value, _FAMILY.value, _DTYPE.value, _CHECKPOINT.value
-        )
+    def gguf(model: LanguageModel) -> str:
+        family = pretrained.save_gguf(model, _TO.value, _FAMILY.value, _DTYPE.value, _workdir())
         return f"for llama.cpp, as its '{family.name}'"
 
+    formats = {'huggingface': huggingface, 'gguf': gguf, 'stablehlo': stablehlo}
+    write = lookup(formats, _FORMAT.value, '--format')
     if _FORMAT.value == 'stablehlo':
         _only(('family',), '--format=huggingface and gguf')
     else:
         _only(('shape', 'weights'), '--format=stablehlo')
-    formats = {'huggingface': huggingface, 'gguf': gguf, 'stablehlo': stablehlo}
-    _say(f'{_TO.value}: {lookup(formats, _FORMAT.value, "--format")()}')
+    if not all(size.isdigit() for size in _SHAPE.value):
+        raise InputError(f'--shape = {",".join(_SHAPE.value)} is no B,T or B,T,S.')
+    _say(f'{_TO.value}: {write(load(_workdir(), _CHECKPOINT.value))}')
 
 
 MODES: dict[str, Callable[[], None]] = {

@@ -123,6 +123,11 @@ def spec_of(config: Config, text: tokenizer.Tokenizer) -> objectives.Spec:
     return objectives.Spec(config.objective, ids, length, source_length)
 
 
+def prompt_of(config: Config, text: tokenizer.Tokenizer) -> objectives.Prompt:
+    """Returns the ids around what an encoder-decoder reads, and those that it goes on writing after."""
+    return OBJECTIVES[config.objective.name].prompt(spec_of(config, text))
+
+
 def _objective(config: Config, spec: objectives.Spec) -> Objective:
     entry = OBJECTIVES[config.objective.name]
     label = entry.label

@@ -35,8 +35,8 @@ def log_probabilities(
     rows = runs.evaluation_rows(config)
     dataset = pipeline.eval_dataset(split, config.data, run.objective, 0, rows)
     packed = pipeline.pack_split(split, run.objective, config.data.packing)
-    nats = functools.partial(
-        _nats,
+    costs_of = functools.partial(
+        token_costs,
         params,
         model=run.steps.model,
         segments=config.data.packing or run.objective.source_length > 0,
@@ -51,7 +51,7 @@ def log_probabilities(
     with jax.set_mesh(run.mesh):
         for number in bar(range(len(dataset)), len(dataset), label):
             batch = dataset[number]
-            costs = jax.device_get(nats(batch)).astype(np.float64)
+            costs, _ = costs_of(batch)
             filled = packed.rows.offsets[number * rows :][: rows + 1]
             for row in range(len(filled) - 1):
                 windows = packed.rows[number * rows + row]
@@ -61,11 +61,34 @@ def log_probabilities(
     return found
 
 
+def token_costs(
+    params: Any, batch: Batch, *, model: Model, segments: bool, chunks: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what each target costs, nats, 0 where it does not count; and whether it is the likeliest.
+
+    Args:
+        params: the model's.
+        batch: fields `[B, T]`.
+        model: a decoder or an encoder-decoder.
+        segments: whether rows hold more than one text, or padding that tokens would see.
+        chunks: in how many pieces logits are computed; see `losses.chunks_for`.
+
+    Returns:
+        float64 `[B, T]`, bool `[B, T]`.
+    """
+    nats, likeliest = jax.device_get(
+        _costs(params, batch, model=model, segments=segments, chunks=chunks)
+    )
+    return nats.astype(np.float64), likeliest
+
+
 @functools.partial(jax.jit, static_argnames=('model', 'segments', 'chunks'))
-def _nats(params: Any, batch: Batch, *, model: Model, segments: bool, chunks: int) -> jax.Array:
-    """Returns what each target costs, float32 `[B, T]`; 0 where it does not count."""
+def _costs(
+    params: Any, batch: Batch, *, model: Model, segments: bool, chunks: int
+) -> tuple[jax.Array, jax.Array]:
     batch = {name: mesh.constrain(x, (mesh.ROWS, 'sequence')) for name, x in batch.items()}
     vectors = hidden(model, params, batch, None, segments)
     logits = functools.partial(model.apply, {'params': params}, method='logits')
-    nats, _ = losses.token_nats(logits, vectors, batch['targets'], chunks)
-    return mesh.constrain(nats * batch['loss_weights'], (None, None))
+    nats, likeliest = losses.token_nats(logits, vectors, batch['targets'], chunks)
+    found = nats * batch['loss_weights'], likeliest
+    return tuple(mesh.constrain(x, (None, None)) for x in found)

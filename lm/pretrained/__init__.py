@@ -280,32 +280,38 @@ def _described(
 
 
 @contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Gives a folder to write into, which has the folder's name when all of it is there.
+def _whole(path: Path, folder: bool = True) -> Iterator[Path]:
+    """Gives a folder, or the name of a file, to write to; it has its own name when all of it is there.
 
     Raises:
-        InputError: the folder is not empty.
+        InputError: there is such a file, or the folder is not empty.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"'{folder}' is a file: give a new folder.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty: give a new folder.")
-    part = folder.with_name(f'.{folder.name}.part')
-    shutil.rmtree(part, ignore_errors=True)
-    _make(part)
+    if path.exists() and not path.is_dir():
+        what = 'is a file: give a new folder' if folder else 'exists: give a new file'
+        raise InputError(f"'{path}' {what}.")
+    if path.is_dir() and not folder:
+        raise InputError(f"'{path}' is a folder: give a new file.")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"'{path}' is not empty: give a new folder.")
+    part = path.with_name(f'.{path.name}.part')
+    _remove(part)
+    try:
+        (part if folder else part.parent).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"'{path.parent}' is a file, not a folder.") from None
     try:
         yield part
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
         raise
-    part.rename(folder)
+    part.rename(path)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"'{folder.parent}' is a file, not a folder.") from None
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
 
 
 def save_gguf(
@@ -322,21 +328,12 @@ def save_gguf(
     """
     from lm.pretrained import gguf  # llama.cpp's package is an extra.
 
-    file = Path(file)
-    if file.exists():
-        raise InputError(f"'{file}' exists: give a new file.")
     precision = DTYPES[lookup(PRECISIONS, dtype, 'dtype')]
     entry, theirs, _ = _described(model, family, dtype, _kept(workdir))
     config = model.run.config
     shapes, arrays = convert.unload(entry, config.model, model.params, precision)
-    _make(file.parent)
-    part = file.with_name(f'.{file.name}.part')
-    try:
+    with _whole(Path(file), folder=False) as part:
         gguf.write(part, entry.name, theirs, shapes, arrays, model.run.tokenizer, config)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    part.rename(file)
     return entry
 
 
@@ -403,18 +400,6 @@ def export(
     """Writes the model of a workdir; as `save`, with the checkpoint that `lm.load` takes."""
     model = load_run(workdir, checkpoint)
     return save(model, folder, family, dtype, Path(workdir), str(checkpoint))
-
-
-def export_gguf(
-    workdir: str | Path,
-    file: str | Path,
-    family: str = '',
-    dtype: str = 'float32',
-    checkpoint: str = '',
-) -> Family:
-    """Writes the model of a workdir; as `save_gguf`, with the checkpoint that `lm.load` takes."""
-    model = load_run(workdir, checkpoint)
-    return save_gguf(model, file, family, dtype, Path(workdir))
 
 
 def _kept(workdir: Path | None) -> Path | None:

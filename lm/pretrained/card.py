@@ -9,19 +9,21 @@ import lm
 from lm import config as configs
 from lm import evaluate, page, report
 
-# By the beginning of a class's name there: what it is for, as Hugging Face's hub calls it.
+# By the end of a class's name there, the first that fits: what it is for, as Hugging Face's hub calls it.
 _PIPELINES = {
     'ForCausalLM': 'text-generation',
     'LMHeadModel': 'text-generation',
     'ForConditionalGeneration': 'translation',
     'MTModel': 'translation',
     'ForMaskedLM': 'fill-mask',
+    'ElectraForPreTraining': 'feature-extraction',
     'ForPreTraining': 'fill-mask',
 }
 _CALLS = {
     'text-generation': 'AutoModelForCausalLM',
     'translation': 'AutoModelForSeq2SeqLM',
     'fill-mask': 'AutoModelForMaskedLM',
+    'feature-extraction': 'AutoModelForPreTraining',
 }
 
 

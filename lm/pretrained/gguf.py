@@ -22,7 +22,7 @@ from sentencepiece import sentencepiece_model_pb2
 from lm import vocabulary
 from lm.config import Config
 from lm.errors import InputError, lookup
-from lm.pretrained.tokenizers import SPECIALS
+from lm.pretrained.tokenizers import BYTES, PROBES, SPECIALS, added_names
 from lm.pretrained_tokenizer import HuggingFace, byte_table, steps_of
 from lm.tokenizer import Bytes, SentencePiece, Tokenizer
 
@@ -35,8 +35,6 @@ Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 Tensors = Iterator[tuple[str, np.ndarray]]
 _KINDS = gguf.TokenType
 _BYTE = re.compile('<0x[0-9A-F]{2}>')
-# What a tokenizer may change.
-_PROBES = ('a', ' a  b ', 'A\nb\t', '\ufb01 \u00bd')
 # How texts are cut before byte-level BPE, and llama.cpp's name of it: of the models that it is named after.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -256,9 +254,8 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, config: Config, rows: int)
     if isinstance(tokenizer, SentencePiece):
         found = _sentencepiece(tokenizer)
     elif isinstance(tokenizer, Bytes):
-        names = [*SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256))]
         special = [_KINDS.CONTROL] * 3 + [_KINDS.UNKNOWN]
-        found = _bytes(names, [*special, *[_KINDS.BYTE] * 256])
+        found = _bytes(BYTES, [*special, *[_KINDS.BYTE] * (len(BYTES) - len(SPECIALS))])
     elif isinstance(tokenizer, HuggingFace):
         found = _huggingface(tokenizer)
     else:
@@ -287,10 +284,7 @@ def _complete(
     found: _Vocabulary, ids: vocabulary.Vocabulary, tokenizer: Tokenizer, rows: int
 ) -> None:
     """Adds the ids after a tokenizer's own, and those of which a model has vectors only."""
-    names = {i: f'<extra_id_{n}>' for n, i in enumerate(ids.sentinels)}
-    names |= {i: name for name, i in ids.codes.items()}
-    if ids.mask >= 0:
-        names[ids.mask] = '<mask>'
+    names = added_names(ids)
     for index in range(len(found.tokens), max(rows, ids.total)):
         kind = _KINDS.CONTROL if index in names else _KINDS.UNUSED
         found.tokens.append(names.get(index, f'[unused {index}]'))
@@ -308,7 +302,7 @@ def _sentencepiece(tokenizer: SentencePiece) -> _Vocabulary:
     tokens = [piece.piece for piece in proto.pieces]
     kinds = [int(piece.type) for piece in proto.pieces]  # llama.cpp has them from there.
     spaced = processor.normalize('a').startswith('▁')
-    for text in _PROBES:
+    for text in PROBES:
         if processor.normalize(text) != ('▁' * spaced + text).replace(' ', '▁'):
             raise InputError(
                 '--format=gguf: the tokenizer changes texts in a way that llama.cpp is not told.'

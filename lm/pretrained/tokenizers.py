@@ -17,16 +17,16 @@ from lm import run as runs
 from lm import vocabulary
 from lm.config import Config, TokenizerConfig
 from lm.errors import InputError, lookup
-from lm.objectives import OBJECTIVES
 from lm.pretrained_tokenizer import HuggingFace
 from lm.tokenizer import Chars, SentencePiece, Tokenizer, symbols_of
 from lm.writer import atomic_write
 
 _META_SPACE = '\u2581'
 # What a sentencepiece model of others may change.
-_PROBES = ('a', ' a  b ', 'A\nb', '\ufb01 \u00bd')
-# Those of what is trained here, at 0 to 3.
+PROBES = ('a', ' a  b ', 'A\nb\t', '\ufb01 \u00bd')
+# Those of what is trained here, at 0 to 3, and after them the bytes of a tokenizer of bytes.
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
+BYTES = (*SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256)))
 
 
 def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
@@ -43,18 +43,14 @@ def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
     make = lookup(_WRITERS, tokenizer.kind, "the tokenizer's kind, for an export")
     made = make(tokenizer, config.tokenizer)
     if isinstance(tokenizer, SentencePiece) and config.tokenizer.path:
-        for text in _PROBES:
+        for text in PROBES:
             if made.encode(text, add_special_tokens=False).ids != tokenizer.encode(text).tolist():
                 raise InputError(
                     f"the tokenizer of '{config.tokenizer.path}' changes texts in a way that is not "
                     'written to a tokenizer.json: it cannot be exported.'
                 )
     ids = vocabulary.build(tokenizer, config.tokenizer)
-    more = [(i, f'<extra_id_{n}>') for n, i in enumerate(ids.sentinels)]
-    more += [(i, name) for name, i in ids.codes.items()]
-    if ids.mask >= 0:
-        more.append((ids.mask, '<mask>'))
-    for i, name in sorted(more):
+    for i, name in sorted(added_names(ids).items()):
         if i < tokenizer.vocab_size:  # one of its own
             continue
         made.add_special_tokens([_special(name)])
@@ -77,6 +73,13 @@ def save_pretrained(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
     atomic_write(folder / 'tokenizer_config.json', text + '\n')
 
 
+def added_names(ids: vocabulary.Vocabulary) -> dict[int, str]:
+    """Returns what sentinels, codes and the mask are called, by id."""
+    names = {i: f'<extra_id_{n}>' for n, i in enumerate(ids.sentinels)}
+    names |= {i: name for name, i in ids.codes.items()}
+    return names | ({ids.mask: '<mask>'} if ids.mask >= 0 else {})
+
+
 def _around(made: Theirs, tokenizer: Tokenizer, config: Config) -> processors.PostProcessor:
     """Returns what puts the special tokens before and after a text, and between two."""
     own = tokenizer.specials
@@ -84,7 +87,7 @@ def _around(made: Theirs, tokenizer: Tokenizer, config: Config) -> processors.Po
     if isinstance(tokenizer, HuggingFace) and tokenizer.begins == bos:
         return made.post_processor
     if config.model.architecture == 'encoder_decoder':
-        before, after, _ = OBJECTIVES[config.objective.name].prompt(runs.spec_of(config, tokenizer))
+        before, after, _ = runs.prompt_of(config, tokenizer)
     elif config.model.architecture == 'decoder':
         before, after = [own.bos] * bos, []
     else:
@@ -163,8 +166,7 @@ def _lossless(model: models.Model) -> Theirs:
 
 
 def _bytes(tokenizer: Tokenizer, config: TokenizerConfig) -> Theirs:
-    pieces = [*SPECIALS, *(f'<0x{byte:02X}>' for byte in range(256))]
-    ids = {piece: i for i, piece in enumerate(pieces)}
+    ids = {piece: i for i, piece in enumerate(BYTES)}
     made = Theirs(models.BPE(vocab=ids, merges=[], unk_token='<unk>', byte_fallback=True))
     made.add_special_tokens([_special(name) for name in SPECIALS])
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])

@@ -69,7 +69,7 @@ def test_llama_cpp_computes_the_same(case):
     there = llama_cpp.Llama(
         str(file), logits_all=True, n_ctx=128, verbose=False, type_k=0, type_v=0
     )
-    ids = ours.begun(TEXT)
+    ids = ours.given(TEXT)
     assert there.tokenize(TEXT.encode(), add_bos=True, special=False) == ids
     assert there.detokenize(ids[1:]).decode() == TEXT
     there.eval(ids)
@@ -169,7 +169,7 @@ def test_texts_have_the_same_ids(kind, tmp_path):
     ):
         if kind == 'unigram' and not text.isascii():  # It has no bytes as a last resort.
             continue
-        assert there.tokenize(text.encode(), add_bos=True, special=False) == ours.begun(text)
+        assert there.tokenize(text.encode(), add_bos=True, special=False) == ours.given(text)
 
 
 SAMPLES = (
