@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lm.errors import InputError
 from lm.tokenizer import SentencePiece, Specials, Tokenizer, from_fields, lengths_of
@@ -54,6 +54,7 @@ _USUAL = {
 }
 # Whose tokenizers put a BOS before a text, where no file says so.
 _BEGINS = _LIKE_LLAMA | {'opt'}
+_LIKE_ROBERTA = {'roberta', 'bart'}  # Byte-level BPE between <s> and </s>.
 _SENTINEL = re.compile(r'▁?<extra_id_(\d+)>')
 _T5_SENTINELS = 100  # Where `extra_ids` is not said.
 # What of an added token is read.
@@ -78,7 +79,6 @@ class HuggingFace(Tokenizer):
         ids: of all tokens.
         free: the id after the last of them.
         own: special ids by the usual names, -1 for none.
-        begins: whether what is described puts a token before a text. `encode` puts none.
     """
 
     kind = 'huggingface'
@@ -109,8 +109,11 @@ class HuggingFace(Tokenizer):
         model = self._fields['model']
         unk = model.get('unk_id')
         unk = self.ids.get(model.get('unk_token') or '', -1) if unk is None else unk
-        ids = [self._tokenizer.encode('a', add_special_tokens=add).ids for add in (True, False)]
-        self.begins = ids[0][:1] != ids[1][:1]
+        whole, text = (
+            self._tokenizer.encode('a', add_special_tokens=on).ids for on in (True, False)
+        )
+        starts = (i for i in range(len(whole)) if whole[i : i + len(text)] == text)
+        self.before = tuple(whole[: next(starts, 0)])
         self.own = _own({added[i].content: i for i in self._special}, self.ids, unk)
         self.splits_at_newlines = self._may_split()
         self._take(specials or self.own.completed(self.free))
@@ -331,7 +334,7 @@ def begins(path: Path, made: Tokenizer) -> bool:
     if isinstance(said, bool):
         return said
     if isinstance(made, HuggingFace) and (path / 'tokenizer.json').is_file():
-        return made.begins
+        return bool(made.before)
     return folder.kind in _BEGINS
 
 
@@ -504,6 +507,9 @@ def _byte_level(vocab: dict[str, int], path: Path, folder: _Folder) -> dict[str,
     spaced = bool(folder.options.get('add_prefix_space', False))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     made.decoder = decoders.ByteLevel()
+    if folder.kind in _LIKE_ROBERTA:
+        around = [(name, vocab[name]) for name in ('<s>', '</s>')]
+        made.post_processor = processors.TemplateProcessing('<s> $A </s>', None, around)
     return _with_added(made, folder, vocab)
 
 

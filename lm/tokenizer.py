@@ -88,6 +88,7 @@ class Tokenizer:
         vocab_size: number of ids; ids are 0 <= id < vocab_size.
         specials: which of them are special.
         fingerprint: SHA-256, hexadecimal, of all that decides the ids.
+        before: ids that a published tokenizer puts before a text; `encode` puts none.
         splits_at_newlines: a text cut after a newline has the ids of its parts (or others as good,
             where segmentations tie), so that a long one may be encoded in parts.
     """
@@ -97,6 +98,7 @@ class Tokenizer:
     vocab_size: int
     specials: Specials = Specials()
     fingerprint: str
+    before: tuple[int, ...] = ()
     splits_at_newlines: bool = True
 
     @functools.cached_property

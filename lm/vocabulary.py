@@ -37,6 +37,7 @@ class Vocabulary:
         mask: the id that hides a token; -1 for none.
         sentinels: the ids that stand for spans, in the order of their use.
         codes: the ids of control codes, by name; see `lm.codes`.
+        before: the ids that stand before a source: those of a published tokenizer that has such.
         starts_word: bool [total], whatever stands before it.
         ends_word: bool [total], what stands after it starts a word.
         ends_sentence: bool [total], ends with . ! ? or their Chinese forms, or contains a newline. (The
@@ -55,6 +56,7 @@ class Vocabulary:
     ends_sentence: np.ndarray
     total: int
     codes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    before: tuple[int, ...] = ()
 
     def word_starts(self, tokens: np.ndarray) -> np.ndarray:
         """Returns which tokens start a word, bool [n]; the first does."""
@@ -101,6 +103,7 @@ def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
         ends_sentence=ends_sentence,
         total=total,
         codes=code_ids(tokenizer, spec),
+        before=tokenizer.before,
     )
 
 

@@ -201,13 +201,13 @@ OBJECTIVES: dict[str, Objective] = {
     'seq2seq': Objective(
         seq2seq,
         ENCODER_DECODER,
-        lambda n, spec: (n + 1, n + 1),
+        lambda n, spec: (n + 1, n + 1 + len(spec.vocabulary.before)),
         least=1,
         takes=PAIR,
         writes=True,
         whole=True,
         generates=True,
-        prompt=lambda spec: whole_text(spec)._replace(before=()),
+        prompt=lambda spec: whole_text(spec)._replace(before=spec.vocabulary.before),
     ),
     'classification': Objective(
         classification,

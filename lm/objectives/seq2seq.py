@@ -22,7 +22,7 @@ def seq2seq(
     Args:
         pair: (source int [m], target int [n]), and not one window as for other objectives; a BOS and
             an EOS around them are dropped. Too long ones lose their ends: S - 1 tokens of the source
-            and T - 1 of the target are kept.
+            (fewer by those that a published tokenizer puts before it) and T - 1 of the target are kept.
         rng: not used; nothing here is random.
         spec: the lengths are read.
         draw: not used.
@@ -33,8 +33,10 @@ def seq2seq(
     source, target = (np.asarray(text, np.int32) for text in pair)
     vocabulary = spec.vocabulary
     source, target = (text[inner(text, vocabulary)] for text in (source, target))
+    before = np.array(vocabulary.before, np.int32)
+    source = np.concatenate([before, source[: spec.source_length - 1 - len(before)]])
     fields = written(target[: spec.length - 1], vocabulary)
-    return fields | {'encoder_inputs': _end(source[: spec.source_length - 1], vocabulary)}
+    return fields | {'encoder_inputs': _end(source, vocabulary)}
 
 
 def written(text: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:

@@ -84,7 +84,7 @@ def _around(made: Theirs, tokenizer: Tokenizer, config: Config) -> processors.Po
     """Returns what puts the special tokens before and after a text, and between two."""
     own = tokenizer.specials
     bos = config.generate.bos
-    if isinstance(tokenizer, HuggingFace) and tokenizer.begins == bos:
+    if isinstance(tokenizer, HuggingFace) and bool(tokenizer.before) == bos:
         return made.post_processor
     if config.model.architecture == 'encoder_decoder':
         before, after, _ = runs.prompt_of(config, tokenizer)

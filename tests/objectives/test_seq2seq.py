@@ -1,3 +1,8 @@
+import dataclasses
+
+import numpy as np
+
+from lm.objectives import OBJECTIVES
 from lm.objectives.seq2seq import seq2seq
 from tests.objectives.specs import example, make_spec, plain
 
@@ -19,3 +24,14 @@ def test_too_long_ones_lose_their_ends():
         'loss_weights': [1.0, 1.0, 1.0],
         'encoder_inputs': [10, 11, 12, 2],
     }
+
+
+def test_a_source_begins_as_the_tokenizer_has_it():
+    spec = make_spec(length=5, source_length=5)
+    vocabulary = dataclasses.replace(spec.vocabulary, before=(19, 18))
+    spec = dataclasses.replace(spec, vocabulary=vocabulary)
+    pair = np.array([1, 10, 11, 12, 2]), np.array([13])
+    fields = seq2seq(pair, None, spec)
+    assert fields['encoder_inputs'].tolist() == [19, 18, 10, 11, 2]
+    assert OBJECTIVES['seq2seq'].prompt(spec) == ((19, 18), (2,), (1,))
+    assert OBJECTIVES['seq2seq'].sizes(2, spec) == (3, 5)

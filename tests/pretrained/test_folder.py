@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 
 import lm
 from lm import config as configs
@@ -344,6 +345,19 @@ def test_old_names_of_norms_and_what_may_be_left_out(tmp_path):
     weights(tmp_path / 'marian', lambda tensors: tensors.pop('final_logits_bias'))
     found = pretrained.from_pretrained(tmp_path / 'marian').params
     assert not found['decoder']['logit_bias'].any()
+
+
+@pytest.mark.parametrize('template', ['<s> $A </s>', '$A </s>', '</s> <s> $A </s>'])
+def test_an_encoder_reads_a_text_as_its_tokenizer_puts_it(template, tmp_path):
+    pretrained.save(make('marian'), tmp_path / 'out')
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
+    theirs.post_processor = tokenizers.processors.TemplateProcessing(
+        template, None, [('<s>', 1), ('</s>', 2)]
+    )
+    theirs.save(str(tmp_path / 'out' / 'tokenizer.json'))
+    ours = pretrained.from_pretrained(tmp_path / 'out')
+    assert ours.given('A cat') == theirs.encode('A cat').ids
+    assert len(ours.given('A cat' * 20, cut=True)) == 24
 
 
 @pytest.mark.slow
