@@ -192,7 +192,8 @@ def get_config() -> ConfigDict:
             'num_layers': 6,  # int. N.
             'encoder_layers': 0,  # int. Of an encoder_decoder: 0 = num_layers.
             'embed_dim': 256,  # int. D.
-            # int. The width of an encoder's embeddings, which a matrix then takes to D (ALBERT). 0 = D.
+            # int. The width of embeddings, which a matrix then takes to D, and in a decoder another one
+            # back (ALBERT; OPT-350M). 0 = D.
             'embedding_dim': 0,
             'num_heads': 4,  # int. H.
             # int. G: 0 = num_heads (multi-head); 1 = multi-query; between = grouped-query.

@@ -32,6 +32,7 @@ PARAMETER_RULES = (
     (r'query_stream$', (None,)),  # [D]
     (r'embed_projection/kernel$', (None, 'fsdp')),  # [embedding_dim, D]
     (r'embed_projection/bias$', (None,)),  # [D]
+    (r'output_projection/kernel$', ('fsdp', None)),  # [D, embedding_dim]
     (r'relative/bias$', (None, 'tensor')),  # [buckets, H]
     (r'attention/(query|key|value|gate|relative)/kernel$', ('fsdp', 'tensor', None)),  # [D, H, K]
     (r'attention/(query|key|value|gate)/bias$', ('tensor', None)),  # [H, K]

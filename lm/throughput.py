@@ -43,7 +43,8 @@ def flops_per_token(
     where it is causal; half of that with `causal`. What is computed again in the backward pass does not
     count. An embedding that is only looked up does no product: it counts if it is tied.
     """
-    looked_up = 0 if model.tie_embeddings else vocab_size * model.embed_dim
+    narrow = model.embedding_dim or model.embed_dim
+    looked_up = 0 if model.tie_embeddings else vocab_size * narrow
     if model.position == 'learned':
         looked_up += length * model.embed_dim
     width = model.num_heads * model.head_dim or model.embed_dim

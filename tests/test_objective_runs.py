@@ -192,7 +192,11 @@ def test_what_an_encoder_is_given_is_what_its_objective_trains_on(tmp_path, monk
         ('masked', {'model': {'attention': ('causal',)}}, "Did you mean ('full',)"),
         ('masked', {'model': {'tie_embeddings': False}}, 'an encoder has'),
         ('masked', {'objective': {'unit': 'tokn'}}, "Did you mean 'token'"),
-        ('causal', {'model': {'embedding_dim': 8}}, 'embedding_dim = 8 is for encoders'),
+        (
+            'seq2seq',
+            {'model': {'embedding_dim': 8}},
+            'embedding_dim = 8 is for encoders and decoders',
+        ),
         ('causal', {'model': {'position': 'relative', 'attention': ('linear',)}}, "take 'rotary'"),
         ('permutation', {'model': {'position': 'relative'}}, "Did you mean 'rotary'"),
         (

@@ -55,6 +55,8 @@ def test_flops_of_gpt2():
     ('name', 'model'),
     [
         ('causal', {}),
+        ('causal', {'position': 'learned', 'embedding_dim': 128}),
+        ('causal', {'tie_embeddings': False, 'embedding_dim': 128}),
         ('masked', {'architecture': 'encoder', 'attention': ('full',)}),
         ('masked', {'architecture': 'encoder', 'attention': ('full',), 'embedding_dim': 128}),
         ('classification', {'architecture': 'encoder', 'attention': ('full',)}),

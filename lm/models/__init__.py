@@ -40,9 +40,9 @@ def build(
     """
     model, length = config.model, config.data.length
     kind = lookup(ARCHITECTURES, model.architecture, 'config.model.architecture')
-    if model.embedding_dim and kind is not Encoder:
+    if model.embedding_dim and kind is EncoderDecoder:
         raise InputError(
-            f'config.model.embedding_dim = {model.embedding_dim} is for encoders; set it to 0.'
+            f'config.model.embedding_dim = {model.embedding_dim} is for encoders and decoders; set it to 0.'
         )
     if kind is Encoder:
         return Encoder(model, vocab_size, length, streams=streams, heads=tuple(heads.items()))

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from lm import attention
 from lm.errors import InputError
 from lm.layers import mixers
-from lm.layers.dense import STDDEV, affine
+from lm.layers.dense import STDDEV, Dense, affine
 from lm.layers.tokens import Tokens
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, embedding_dim
 
 # Of each layer what its mixer keeps, by name; of each repeat of a pattern, that by block.
 Cache = tuple[dict, ...]
@@ -38,8 +38,12 @@ class Decoder(Transformer):
     `Decoder(config, V, T).apply({'params': params}, inputs)` is `[B, T, V]`.
     """
 
+    widens_first = True
+
     def setup(self):
         super().setup()
+        if (narrow := embedding_dim(self.config)) != self.config.embed_dim:
+            self.output_projection = Dense((narrow,), dtype=jnp.dtype(self.config.dtype))
         if not self.config.tie_embeddings:
             self.head = Head(self.padded_vocab_size, jnp.dtype(self.config.dtype))
         if self.config.logit_bias:
@@ -127,6 +131,8 @@ class Decoder(Transformer):
         c = self.config
         if c.logit_scale != 1:
             hidden = (c.logit_scale * hidden).astype(hidden.dtype)
+        if embedding_dim(c) != c.embed_dim:
+            hidden = self.output_projection(hidden)
         logits = self.embed.attend(hidden) if c.tie_embeddings else self.head(hidden)
         if c.logit_bias:
             logits += self.logit_bias

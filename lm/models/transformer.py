@@ -4,7 +4,7 @@ Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whethe
 compiled loop or are unrolled, so that a checkpoint fits both. (Layers that share theirs have no axis.)
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -52,6 +52,10 @@ class Transformer(nn.Module):
     crosses: bool = False
     streams: bool = False
 
+    # Narrow embeddings of tokens are brought to D before places are added to them, without a bias, as in
+    # OPT; and not after, as in ALBERT.
+    widens_first: ClassVar[bool] = False
+
     @property
     def padded_vocab_size(self) -> int:
         """V, rounded up to `config.vocab_multiple`. No target is ever one of the added ids.
@@ -96,18 +100,19 @@ class Transformer(nn.Module):
         self.embed = self.shared or make_embed(c, self.padded_vocab_size)
         if c.position == 'learned':
             rows = self.max_length + c.position_offset
-            self.position = Embed(rows, embedding_dim(c), dtype)
+            self.position = Embed(rows, self._place_dim, dtype)
         if c.position == 'relative':
             self.relative = RelativeBias(c)
         if self.streams:
             init = nn.initializers.normal(STDDEV)
-            self.query_stream = self.param('query_stream', init, (embedding_dim(c),))
+            self.query_stream = self.param('query_stream', init, (self._place_dim,))
         if embeds_types(c):
-            self.token_type = Embed(c.token_types, embedding_dim(c), dtype)
+            self.token_type = Embed(c.token_types, self._place_dim, dtype)
         if c.embed_norm:
             self.embed_norm = make_norm(c)
         if embedding_dim(c) != c.embed_dim:
-            self.embed_projection = Dense((c.embed_dim,), bias=c.bias, dtype=dtype)
+            bias = c.bias and not self.widens_first
+            self.embed_projection = Dense((c.embed_dim,), bias=bias, dtype=dtype)
         self.dropout = nn.Dropout(c.dropout)
         self.layers = self._layer()
         if c.norm_placement != 'post':  # that has just applied one
@@ -203,7 +208,15 @@ class Transformer(nn.Module):
 
     def _embedded(self, inputs: jax.Array) -> jax.Array:
         scale = self.config.embed_scale
-        return self.embed(inputs) if scale == 1 else scale * self.embed(inputs)
+        x = self.embed(inputs) if scale == 1 else scale * self.embed(inputs)
+        return self._widened(x) if self.widens_first else x
+
+    def _widened(self, x: jax.Array) -> jax.Array:
+        return x if x.shape[-1] == self.config.embed_dim else self.embed_projection(x)
+
+    @property
+    def _place_dim(self) -> int:
+        return self.config.embed_dim if self.widens_first else embedding_dim(self.config)
 
     def _place(
         self, x: jax.Array, positions: jax.Array, token_types: jax.Array | None = None
@@ -227,7 +240,7 @@ class Transformer(nn.Module):
             x += self.token_type(jnp.zeros_like(positions) if token_types is None else token_types)
         if c.embed_norm:
             x = self.embed_norm(x)
-        return (x if x.shape[-1] == c.embed_dim else self.embed_projection(x)), angles
+        return self._widened(x), angles
 
 
 def make_embed(config: ModelConfig, size: int) -> Embed:

@@ -93,6 +93,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     'pythia, in sequence': (f'GPTNeoX{_LM}', _IDS | _SIZES | {'use_parallel_residual': False}),
     'opt': (f'OPT{_LM}', _OPT),
     'opt, norms last': (f'OPT{_LM}', _OPT | {'do_layer_norm_before': False}),
+    'opt 350m': (f'OPT{_LM}', _OPT | {'do_layer_norm_before': False, 'word_embed_proj_dim': 16}),
+    'opt, narrow and norms first': (f'OPT{_LM}', _OPT | {'word_embed_proj_dim': 16}),
     'bert': ('BertForPreTraining', _IDS | _SIZES),
     'bert, masked only': ('BertForMaskedLM', _IDS | _SIZES),
     'big bird': (

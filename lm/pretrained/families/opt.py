@@ -1,5 +1,8 @@
 """OPT (Zhang et al. 2022)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lm.pretrained.family import (
     ACTIVATIONS,
     Both,
@@ -13,18 +16,15 @@ from lm.pretrained.family import (
     linear,
     norm,
     table,
-    unsupported,
 )
 
 _LAYER = 'model.decoder.layers.{n}'
 
 
-def _read_width(theirs: dict) -> dict:
-    # The one published model of 350 M parameters has a narrower embedding.
+def _read_width(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    # The model of 350 M parameters has narrower embeddings than layers.
     width = theirs.get('word_embed_proj_dim', theirs['hidden_size'])
-    if width != theirs['hidden_size']:
-        raise unsupported('word_embed_proj_dim', width, (theirs['hidden_size'],))
-    return {}
+    return {'model.embedding_dim': 0 if width == theirs['hidden_size'] else width}
 
 
 OPT = Family(
@@ -54,7 +54,7 @@ OPT = Family(
         Both(
             ('word_embed_proj_dim',),
             _read_width,
-            lambda ours: {'word_embed_proj_dim': ours['model.embed_dim']},
+            lambda ours: {'word_embed_proj_dim': ours['model.embedding_dim']},
         ),
         Only(enable_bias=True, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False),
         ignored('attention_dropout', 'activation_dropout', 'layerdrop'),
@@ -63,6 +63,8 @@ OPT = Family(
     tensors=(
         table('model.decoder.embed_tokens.weight', 'embed'),
         table('model.decoder.embed_positions.weight', 'position'),
+        *linear('model.decoder.project_in', 'embed_projection'),
+        *linear('model.decoder.project_out', 'output_projection'),
         *attention(f'{_LAYER}.self_attn', 'q_proj k_proj v_proj out_proj', 'layers/attention'),
         *norm(f'{_LAYER}.self_attn_layer_norm', 'layers/attention_norm'),
         *linear(f'{_LAYER}.fc1', 'layers/mlp/up'),
