@@ -2,9 +2,9 @@
 
 The file is written by llama.cpp's own package, `gguf`, from a model in Hugging Face's form: its table names
 the tensors, and an entry of `FORMS` says what of a family's config llama.cpp calls how, and which tensors
-it has in another order. What llama.cpp does otherwise than the model is refused, and named; but for two
-things: a unigram tokenizer's characters beyond its pieces, which are unknown there and bytes here, and NFC,
-which llama.cpp leaves to the text.
+it has in another order. What llama.cpp does otherwise than the model is refused, and named; but for three
+things: a unigram tokenizer's characters beyond its pieces, which are unknown there and bytes here; NFC,
+which llama.cpp leaves to the text; and GPT-NeoX's GELU, which is there the one by tanh.
 """
 
 import dataclasses
@@ -22,6 +22,8 @@ from sentencepiece import sentencepiece_model_pb2
 from lm import vocabulary
 from lm.config import Config
 from lm.errors import InputError, lookup
+from lm.layers.attention import head_sizes
+from lm.layers.position import rotary_frequencies, rotary_width
 from lm.pretrained.tokenizers import BYTES, PROBES, SPECIALS, added_names
 from lm.pretrained_tokenizer import HuggingFace, byte_table, steps_of
 from lm.tokenizer import Bytes, SentencePiece, Tokenizer
@@ -34,6 +36,7 @@ except ImportError:
 Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 Tensors = Iterator[tuple[str, np.ndarray]]
 _KINDS = gguf.TokenType
+_GELUS = ('gelu_new', 'gelu_pytorch_tanh')  # By tanh.
 _BYTE = re.compile('<0x[0-9A-F]{2}>')
 # How texts are cut before byte-level BPE, and llama.cpp's name of it: of the models that it is named after.
 _WORDS = (
@@ -92,8 +95,7 @@ def _gpt2_turned(name: str, tensor: np.ndarray, config: Mapping[str, Any]) -> np
 
 
 def _gpt2_obstacle(c: Mapping[str, Any]) -> str:
-    known = ('gelu_new', 'gelu_pytorch_tanh')
-    return '' if c['activation_function'] in known else f'activation {c["activation_function"]}'
+    return '' if c['activation_function'] in _GELUS else f'activation {c["activation_function"]}'
 
 
 def _llama(writer: Any, c: Mapping[str, Any]) -> None:
@@ -109,9 +111,11 @@ def _llama(writer: Any, c: Mapping[str, Any]) -> None:
     writer.add_rope_dimension_count(_head_dim(c))
     rope = c['rope_parameters']
     writer.add_rope_freq_base(rope['rope_theta'])
-    if rope['rope_type'] == 'linear':
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    if rope['rope_type'] in ('linear', 'yarn'):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope['rope_type']))
         writer.add_rope_scaling_factor(rope['factor'])
+    if rope['rope_type'] == 'yarn':
+        writer.add_rope_scaling_orig_ctx_len(rope['original_max_position_embeddings'])
 
 
 def _head_dim(c: Mapping[str, Any]) -> int:
@@ -128,12 +132,48 @@ def _llama_turned(name: str, tensor: np.ndarray, config: Mapping[str, Any]) -> n
     return tensor
 
 
-def _rope_obstacle(c: Mapping[str, Any]) -> str:
+def _without(c: Mapping[str, Any], *scalings: str) -> str:
+    """Returns what stands against a model without windows, of one of these kinds of rope scaling."""
     kind = c['rope_parameters']['rope_type']
-    if kind not in ('default', 'linear'):
+    if kind not in ('default', *scalings):
         return f'rope scaling {kind}'
     windows = [kind for kind in c.get('layer_types') or () if kind != 'full_attention']
     return 'windows' if windows or c.get('sliding_window') else ''
+
+
+def _llama_obstacle(c: Mapping[str, Any]) -> str:
+    return _without(c, 'linear', 'yarn', 'llama3')
+
+
+def _qwen_obstacle(c: Mapping[str, Any]) -> str:
+    return _without(c, 'linear', 'yarn')
+
+
+def _neox(writer: Any, c: Mapping[str, Any]) -> None:
+    writer.add_context_length(c['max_position_embeddings'])
+    writer.add_embedding_length(c['hidden_size'])
+    writer.add_block_count(c['num_hidden_layers'])
+    writer.add_feed_forward_length(c['intermediate_size'])
+    writer.add_head_count(c['num_attention_heads'])
+    writer.add_layer_norm_eps(c['layer_norm_eps'])
+    writer.add_parallel_residual(c['use_parallel_residual'])
+    rope = c['rope_parameters']
+    writer.add_rope_freq_base(rope['rope_theta'])
+    writer.add_rope_dimension_count(int(rope['partial_rotary_factor'] * _head_dim(c)))
+
+
+def _neox_turned(name: str, tensor: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """PyTorch has queries, keys and values of a head together, llama.cpp those of all heads."""
+    if 'query_key_value' not in name:
+        return tensor
+    split = tensor.reshape(config['num_attention_heads'], 3, -1, *tensor.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(tensor.shape)
+
+
+def _neox_obstacle(c: Mapping[str, Any]) -> str:
+    known = (*_GELUS, 'gelu', 'gelu_fast')
+    other = '' if c['hidden_act'] in known else f'activation {c["hidden_act"]}'
+    return other or _without(c)
 
 
 def _gemma2(writer: Any, c: Mapping[str, Any]) -> None:
@@ -166,10 +206,11 @@ def _gemma2_obstacle(c: Mapping[str, Any]) -> str:
 # By `model_type`.
 FORMS: dict[str, Form] = {
     'gpt2': Form('gpt2', gguf.MODEL_ARCH.GPT2, _gpt2, _gpt2_turned, _gpt2_obstacle),
-    'llama': Form('llama', gguf.MODEL_ARCH.LLAMA, _llama, _llama_turned, _rope_obstacle),
-    'mistral': Form('llama', gguf.MODEL_ARCH.LLAMA, _llama, _llama_turned, _rope_obstacle),
-    'qwen2': Form('qwen2', gguf.MODEL_ARCH.QWEN2, _llama, _same, _rope_obstacle),
-    'qwen3': Form('qwen3', gguf.MODEL_ARCH.QWEN3, _llama, _same, _rope_obstacle),
+    'llama': Form('llama', gguf.MODEL_ARCH.LLAMA, _llama, _llama_turned, _llama_obstacle),
+    'mistral': Form('llama', gguf.MODEL_ARCH.LLAMA, _llama, _llama_turned, _llama_obstacle),
+    'qwen2': Form('qwen2', gguf.MODEL_ARCH.QWEN2, _llama, _same, _qwen_obstacle),
+    'qwen3': Form('qwen3', gguf.MODEL_ARCH.QWEN3, _llama, _same, _qwen_obstacle),
+    'gpt_neox': Form('gptneox', gguf.MODEL_ARCH.GPTNEOX, _neox, _neox_turned, _neox_obstacle),
     'gemma2': Form('gemma2', gguf.MODEL_ARCH.GEMMA2, _gemma2, _gemma2_turned, _gemma2_obstacle),
 }
 
@@ -208,9 +249,18 @@ def write(
     writer.add_name(path.stem)
     form.describe(writer, theirs)
     rows = next(
-        shape[0] for name, (shape, _) in shapes.items() if 'embed_tokens' in name or 'wte' in name
+        shape[0]
+        for name, (shape, _) in shapes.items()
+        if re.search('embed_tokens|wte|embed_in', name)
     )
     _add_tokenizer(writer, tokenizer, config, rows)
+    divisors = (
+        _divisors(config)
+        if theirs.get('rope_parameters', {}).get('rope_type') == 'llama3'
+        else None
+    )
+    if divisors is not None:
+        writer.add_tensor_info('rope_freqs.weight', divisors.shape, divisors.dtype, divisors.nbytes)
     kinds = {}
     for name, (shape, dtype) in shapes.items():
         known = names.get_name(name, ('.weight', '.bias'))
@@ -226,11 +276,22 @@ def write(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors)
     for name, tensor in tensors:
         turned = form.turned(name, np.asarray(tensor, np.float32), theirs)
         found = gguf.quants.quantize(np.ascontiguousarray(turned), kinds[name])
         writer.write_tensor_data(found.view(np.uint8))
     writer.close()
+
+
+def _divisors(config: Config) -> np.ndarray:
+    """Returns by what llama.cpp divides the frequencies of rotary positions, float32 `[R / 2]`."""
+    model = config.model
+    width = rotary_width(model, head_sizes(model)[2])
+    plain = dataclasses.replace(model, rotary_scaling='none')
+    found = rotary_frequencies(plain, width) / rotary_frequencies(model, width)
+    return found.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------- tokenizers

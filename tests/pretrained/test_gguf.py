@@ -25,9 +25,16 @@ pytestmark = pytest.mark.reference
 V = 264
 CASES = (
     *('gpt2', 'gpt2 untied', 'llama 2', 'llama, linear scaling', 'llama 3.2 without scaling'),
-    *('mistral without a window', 'qwen2', 'qwen3', 'gemma 2'),
+    *('llama 3', 'llama 3.2', 'llama, yarn', 'mistral without a window', 'qwen2', 'qwen2, yarn'),
+    *('qwen3', 'gemma 2', 'gpt-neox', 'pythia, in sequence'),
 )
+_YARN = {
+    **{'rope_type': 'yarn', 'rope_theta': 10_000.0, 'factor': 4.0},
+    'original_max_position_embeddings': 16,
+}
 MORE = {
+    'llama, yarn': ('llama 2', {'rope_parameters': _YARN}),
+    'qwen2, yarn': ('qwen2', {'rope_parameters': _YARN}),
     'gpt2 untied': ('gpt2', {'tie_word_embeddings': False, 'n_inner': 48}),
     'llama 3.2 without scaling': ('llama 3.2', {'rope_parameters': None}),
     'gemma 2': ('gemma 2', {'query_pre_attn_scalar': 16}),
@@ -77,7 +84,7 @@ def test_llama_cpp_computes_the_same(case):
         right = theirs(torch.tensor([ids])).logits[0].numpy()
     found, scale = there.scores[: len(ids)], np.abs(right).max()
     # Its GELU is a table of float16.
-    gelu = any(name in type(theirs).__name__ for name in ('GPT2', 'Gemma'))
+    gelu = any(name in type(theirs).__name__ for name in ('GPT2', 'Gemma', 'NeoX'))
     np.testing.assert_allclose(found / scale, right / scale, atol=1e-3 if gelu else 1e-4)
     assert found.argmax(axis=1).tolist() == right.argmax(axis=1).tolist()
 
@@ -87,12 +94,15 @@ def test_every_tensor_is_there_once(case):
     reader = gguf.GGUFReader(file)
     found = {tensor.name: tensor for tensor in reader.tensors}
     assert len(found) == len(reader.tensors)
-    kinds = {tensor.tensor_type for tensor in reader.tensors}
+    kinds = {tensor.tensor_type for tensor in found.values()}
     assert kinds == {gguf.GGMLQuantizationType.F32}
-    sizes = sorted(tensor.n_elements for tensor in reader.tensors)
+    divisors = found.pop('rope_freqs.weight', None)
+    scaling = getattr(theirs.config, 'rope_parameters', None) or {}
+    assert (divisors is not None) == (scaling.get('rope_type') == 'llama3')
+    sizes = sorted(tensor.n_elements for tensor in found.values())
     tensors = dict(theirs.named_parameters())  # Tied ones once.
     assert sizes == sorted(tensor.numel() for tensor in tensors.values())
-    total = sum(np.abs(np.asarray(tensor.data, np.float64)).sum() for tensor in reader.tensors)
+    total = sum(np.abs(np.asarray(tensor.data, np.float64)).sum() for tensor in found.values())
     if 'Gemma' not in type(theirs).__name__:  # Whose norms have 1 added.
         right = sum(tensor.detach().double().abs().sum().item() for tensor in tensors.values())
         assert total == pytest.approx(right, rel=1e-9)
@@ -132,7 +142,6 @@ def test_what_llama_cpp_has_not_is_named(tmp_path):
         assert not list(tmp_path.glob('*gguf*'))
 
     refused('mistral', "llama.cpp's 'llama' has not what this model has: windows")
-    refused('llama 3', "llama.cpp's 'llama' has not what this model has: rope scaling llama3")
     refused('opt', "the family = 'opt' is not known")
     (tmp_path / 'mine.gguf').touch()
     write('gpt2', tmp_path / 'there')
