@@ -17,7 +17,7 @@ from lm import tree
 from lm.config import Config, ModelConfig
 from lm.errors import InputError, nearest
 from lm.pretrained.family import COMMON, TENSORS, Family, Tensor, resolved
-from lm.pretrained.folder import Weights
+from lm.pretrained.folder import Weights, bar
 
 # What does nothing, whatever it is of.
 _OFF = (None, False, 0, '', [], {})
@@ -219,29 +219,42 @@ def load(
     places = {name: place for place, name in enumerate(weights)}
     plan.sort(key=lambda piece: places[piece.name])
     made = {path: _zeros(leaves[path], leaves[path].dtype) for path in zero}
-    for piece in plan:
-        sizes = _checked(piece, leaves, weights)
-        array = weights.read(piece.name)
-        kept = dtype or array.dtype
-        if array.dtype.itemsize > 4:
-            array = array.astype(kept)
-        paths = [path for path, _ in piece.places]
-        if piece.places[0][1] is None:
-            parts = _parts(array, piece.axes, sizes, len(paths))
-            for path, part in zip(paths, parts, strict=True):
-                made[path] = jax.make_array_from_callback(
-                    part.shape, leaves[path].sharding, functools.partial(_slice, part, kept)
-                )
-            continue
-        for path in paths:
-            if path not in made:
-                # Files of several dtypes: that of the first layer.
-                made[path] = _zeros(leaves[path], kept)
-        wholes = [made.pop(path) for path in paths]
-        laid = _lay(wholes, array, piece.places[0][1], piece.axes, tuple(sizes.items()))
-        made |= zip(paths, jax.block_until_ready(laid), strict=True)
+    with bar(sum(weights.size(piece.name) for piece in plan), 'read') as shown:
+        for piece in plan:
+            sizes = _checked(piece, leaves, weights)
+            array = weights.read(piece.name)
+            _put(made, leaves, piece, sizes, array, dtype or array.dtype)
+            shown.update(array.nbytes)
     found = [made.get(path) for path in leaves]
     return jax.tree.unflatten(jax.tree.structure(shapes), found), fresh
+
+
+def _put(
+    made: dict[str, jax.Array],
+    leaves: Mapping[str, jax.ShapeDtypeStruct],
+    piece: Piece,
+    sizes: dict[str, int],
+    array: np.ndarray,
+    dtype: np.dtype,
+) -> None:
+    """Puts what is in an array of theirs into parameters of ours, made or half made."""
+    if array.dtype.itemsize > 4:  # Devices have none such.
+        array = array.astype(dtype)
+    paths, layer = [path for path, _ in piece.places], piece.places[0][1]
+    if layer is None:
+        parts = _parts(array, piece.axes, sizes, len(paths))
+        for path, part in zip(paths, parts, strict=True):
+            made[path] = jax.make_array_from_callback(
+                part.shape, leaves[path].sharding, functools.partial(_slice, part, dtype)
+            )
+        return
+    for path in paths:
+        if path not in made:
+            # Files of several dtypes: that of the first layer.
+            made[path] = _zeros(leaves[path], dtype)
+    wholes = [made.pop(path) for path in paths]
+    laid = _lay(wholes, array, layer, piece.axes, tuple(sizes.items()))
+    made |= zip(paths, jax.block_until_ready(laid), strict=True)
 
 
 def _slice(array: np.ndarray, dtype: np.dtype, index: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"'{path}' is damaged, it is not a JSON object.")
     return found
+
+
+def bar(size: int, label: str) -> Any:
+    """Shows on stderr, where it is a terminal, how many of so many bytes are done."""
+    from tqdm.auto import tqdm
+
+    options = {'unit': 'B', 'unit_scale': True, 'disable': None, 'leave': False}
+    return tqdm(total=size, desc=label, **options)
 
 
 class Weights:
@@ -103,6 +111,10 @@ class Weights:
             self._ahead = _Ahead(self._files)
         self._ahead.to(end)
         return self._bytes[name].view(self.dtypes[name]).reshape(self.shapes[name])
+
+    def size(self, name: str) -> int:
+        """Returns the bytes of a tensor."""
+        return self._bytes[name].nbytes
 
     def same(self, first: str, second: str) -> bool:
         """Returns whether two tensors have the same numbers; of each, a part at a time is read."""
@@ -248,6 +260,18 @@ class Writer:
 
     def write(self, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
         """Writes them; each comes once, in the order of the plan."""
+        with bar(self._total, 'written') as shown:
+            self._write(tensors, shown.update)
+        if len(self._parts) > 1:
+            index = {
+                'metadata': {'total_size': self._total},
+                'weight_map': {n: file for file, names in self._parts.items() for n in names},
+            }
+            atomic_write(self._folder / INDEX, json.dumps(index, indent=2) + '\n')
+
+    def _write(
+        self, tensors: Iterator[tuple[str, np.ndarray]], advance: Callable[[int], Any]
+    ) -> None:
         codes = {dtype: code for code, dtype in DTYPES.items()}
         for file, names in self._parts.items():
             header, end = {'__metadata__': {'format': 'pt'}}, 0
@@ -268,12 +292,7 @@ class Writer:
                     shape, dtype = self._shapes[name]
                     assert (name, array.shape, array.dtype) == (expected, shape, dtype)
                     out.write(np.ascontiguousarray(array).view(np.uint8).data)
-        if len(self._parts) > 1:
-            index = {
-                'metadata': {'total_size': self._total},
-                'weight_map': {n: file for file, names in self._parts.items() for n in names},
-            }
-            atomic_write(self._folder / INDEX, json.dumps(index, indent=2) + '\n')
+                    advance(array.nbytes)
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
