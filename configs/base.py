@@ -98,6 +98,9 @@ def get_config() -> ConfigDict:
             # says which its documents have, in braces. 'news' is a code, 'title=' one with text, and
             # 'words<100', 'words>=100' (or characters) are given by length, with no source saying so.
             'codes': (),
+            # bool. What the tokenizer of `path` puts before a text stands before the sources of seq2seq, as
+            # with BART's <s>; so in imported models.
+            'begin_sources': False,
         }
     )
 

@@ -54,6 +54,7 @@ class TokenizerConfig:
     mask: bool
     sentinels: int
     codes: tuple[str, ...]
+    begin_sources: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -303,12 +303,14 @@ class Questions:
 
     Attributes:
         manager: the harness's tasks.
-        names: of those that are meant.
+        asked: what was asked for: names of tasks, groups and tags.
+        names: of the tasks that are meant.
         shots: solved examples before each question; None is what the task says.
         limit: at most so many questions of each task.
     """
 
     manager: harness_tasks.TaskManager
+    asked: tuple[str, ...]
     names: tuple[str, ...]
     shots: int | None = None
     limit: int | None = None
@@ -347,7 +349,7 @@ def find(
                     f'{f" or of {folder}" if folder else ""}.{nearest(name, manager.all_tasks)}'
                 )
             names |= dict.fromkeys(matches)
-    return Questions(manager, tuple(names), shots, limit)
+    return Questions(manager, tuple(tasks), tuple(names), shots, limit)
 
 
 def evaluate(
@@ -375,7 +377,7 @@ def evaluate(
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
             reason = ' '.join(str(error).split())[:300]
             raise InputError(
-                f'--tasks={",".join(questions.names)} cannot be loaded: {reason} '
+                f'--tasks={",".join(questions.asked)} cannot be loaded: {reason} '
                 '(--task_files=FOLDER names tasks of your own.)'
             ) from None
         found = lm_eval.simple_evaluate(

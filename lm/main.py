@@ -33,7 +33,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from lm import memory
-from lm.config import flatten, load, parse
+from lm.config import flatten, load, parse, put
 from lm.errors import InputError, RunStopped, lookup, nearest
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -137,8 +137,9 @@ logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-# What an import changes keys of.
+# Whose keys `--config.KEY=VALUE` names where there is no --config: changes of another config.
 _BASE = Path(__file__).parent.parent / 'configs' / 'base.py'
+_changes_only = False
 
 
 def _config() -> ConfigDict:
@@ -147,6 +148,11 @@ def _config() -> ConfigDict:
             f'--mode={_MODE.value} needs --config=FILE, such as --config=configs/quickstart.py.'
         )
     return _CONFIG.value
+
+
+def _changes() -> dict[str, Any]:
+    """Returns the keys that the command line changes, and their values."""
+    return config_flags.get_override_values(flags.FLAGS['config']) if _changes_only else {}
 
 
 def _workdir() -> Path:
@@ -172,8 +178,12 @@ def _train() -> None:
     from lm.run import read_config
     from lm.training import train
 
-    goes_on = _CONFIG.value is None and _WORKDIR.value
-    written = train(read_config(_workdir()) if goes_on else _config(), _workdir())
+    if _WORKDIR.value and (_CONFIG.value is None or _changes_only):
+        config = ConfigDict(read_config(_workdir()))
+        put(config, _changes())
+    else:
+        config = _config()
+    written = train(config, _workdir())
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
         return
@@ -297,15 +307,12 @@ def _import() -> None:
             '--mode=import needs --from=FOLDER and --workdir=FOLDER, as in --from=gpt2 '
             '--workdir=runs/gpt2.'
         )
-    changes = {}
-    if _CONFIG.value is not None:
-        if config_flags.get_config_filename(flags.FLAGS['config']) != str(_BASE):
-            raise InputError(
-                '--mode=import takes the config from the folder: leave --config out. --config.KEY=VALUE '
-                'changes a key of it.'
-            )
-        changes = config_flags.get_override_values(flags.FLAGS['config'])
-    run = pretrained.import_model(_FROM.value, _WORKDIR.value, changes, _say)
+    if _CONFIG.value is not None and not _changes_only:
+        raise InputError(
+            '--mode=import takes the config from the folder: leave --config out. --config.KEY=VALUE '
+            'changes a key of it.'
+        )
+    run = pretrained.import_model(_FROM.value, _WORKDIR.value, _changes(), _say)
     _say(f'{run.steps.parameters:,} parameters: {_WORKDIR.value}')
 
 
@@ -395,11 +402,9 @@ def parse_flags(arguments: list[str]) -> list[str]:
         _, options = flags.FLAGS.main_module_help().strip().split('\n', 1)
         print(f'Options:\n{options}')
         sys.exit(0)
-    given = [argument for argument in arguments if argument.startswith('--config')]
-    imports = '--mode=import' in arguments or ('--mode', 'import') in zip(
-        arguments, arguments[1:], strict=False
-    )
-    if imports and given and all(argument.startswith('--config.') for argument in given):
+    global _changes_only
+    _changes_only = _has_changes_only(arguments)
+    if _changes_only:
         arguments = [arguments[0], f'--config={_BASE}', *arguments[1:]]
     try:
         keys = _check_config_flags(arguments)
@@ -413,6 +418,17 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except flags.Error as error:
         _exit(_flag_error(' '.join(str(error).split()), keys), 2)
     raise AssertionError('unreachable')
+
+
+def _has_changes_only(arguments: list[str]) -> bool:
+    """Whether keys are changed of a config that is not --config: an import's, or a workdir's."""
+    given = [argument for argument in arguments if argument.startswith('--config')]
+    if not given or not all(argument.startswith('--config.') for argument in given):
+        return False
+    modes = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == '--mode']
+    modes += [a.removeprefix('--mode=') for a in arguments if a.startswith('--mode=')]
+    workdir = any(a == '--workdir' or a.startswith('--workdir=') for a in arguments)
+    return modes[-1:] == ['import'] or (modes[-1:] in ([], ['train']) and workdir)
 
 
 def _flag_error(message: str, keys: dict[str, Any]) -> str:

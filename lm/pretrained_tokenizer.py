@@ -509,7 +509,8 @@ def _byte_level(vocab: dict[str, int], path: Path, folder: _Folder) -> dict[str,
     made.decoder = decoders.ByteLevel()
     if folder.kind in _LIKE_ROBERTA:
         around = [(name, vocab[name]) for name in ('<s>', '</s>')]
-        made.post_processor = processors.TemplateProcessing('<s> $A </s>', None, around)
+        pair = '<s> $A </s> </s> $B:1 </s>:1'
+        made.post_processor = processors.TemplateProcessing('<s> $A </s>', pair, around)
     return _with_added(made, folder, vocab)
 
 

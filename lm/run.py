@@ -389,6 +389,13 @@ def open_workdir(workdir: Path, config: Config) -> None:
         raise InputError(f"workdir '{workdir}' cannot be made: {reason}.") from None
     if not os.access(workdir, os.W_OK):
         raise InputError(f"workdir '{workdir}' cannot be written: no permission.")
+    first = next(iter(read_history(workdir)), {})
+    if first.get('event', '').startswith(IMPORTED) and not first.get('trains'):
+        raise InputError(
+            f"workdir '{workdir}' was imported to be used as it is, and keeps no state of an optimizer. To "
+            'train it further import it again with what it is trained on, as in '
+            '--config.data.train=text:mine.txt.'
+        )
     if (workdir / 'config.json').exists():
         changed = {
             key: values
@@ -490,6 +497,10 @@ def read_history(workdir: Path) -> list[dict[str, Any]]:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError:
         return []
+
+
+# How the event begins that a workdir of a published model begins with.
+IMPORTED = 'imported'
 
 
 def add_history(workdir: Path, event: str, step: int, **details: Any) -> None:

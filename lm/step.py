@@ -51,6 +51,14 @@ def init_state(
     # The parameters are those of unrolled layers too, and a loop compiles faster.
     looped = model.clone(config=dataclasses.replace(model.config, scan_layers=True))
     params = looped.init(key, **models.example(looped))['params']
+    return first_state(params, optimizer, config, seed)
+
+
+def first_state(
+    params: Any, optimizer: optax.GradientTransformation, config: Config, seed: int
+) -> TrainState:
+    """Returns the state before the first step, of parameters that there are. Traceable."""
+    key = jax.random.key(seed)
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -272,6 +280,8 @@ class Steps:
         jit = functools.partial(jax.jit, compiler_options=backend.compiler_options())
         self.initial = init
         self.init = jit(init, out_shardings=shardings)
+        begin = functools.partial(first_state, optimizer=optimizer, config=config, seed=config.seed)
+        self.begin = jit(begin, out_shardings=shardings, donate_argnums=0)
         self.step = jit(
             step,
             in_shardings=(shardings, rows, replicated),

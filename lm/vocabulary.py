@@ -73,7 +73,7 @@ def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
 
     Args:
         tokenizer: any kind.
-        spec: `mask`, `sentinels` and `codes` are read.
+        spec: `mask`, `sentinels`, `codes` and `begin_sources` are read.
 
     Raises:
         InputError: a code has a form that cannot be, or stands twice; or the tokenizer has fewer sentinels
@@ -103,7 +103,7 @@ def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
         ends_sentence=ends_sentence,
         total=total,
         codes=code_ids(tokenizer, spec),
-        before=tokenizer.before,
+        before=tokenizer.before if spec.begin_sources else (),
     )
 
 

@@ -312,6 +312,26 @@ def test_what_a_vocabulary_and_merges_say(tmp_path):
     assert (made.specials.mask, made.vocab_size) == (len(vocab), len(vocab) + 1)
 
 
+def test_barts_and_robertas_vocabularies_have_tokens_around_texts(tmp_path):
+    model = json.loads(_trained('gpt2'))['model']
+    first = len(model['vocab'])
+    vocab = {**model['vocab'], '<s>': first, '</s>': first + 1}
+    merges = '#version: 0.2\n' + '\n'.join(' '.join(pair) for pair in model['merges']) + '\n'
+    for kind, before in (('roberta', (first,)), ('bart', (first,)), ('gpt2', ())):
+        config = {'model_type': kind}
+        write(tmp_path, vocab_json=vocab, merges_txt=merges, config_json=config)
+        made = tokenizer.from_pretrained(tmp_path)
+        assert made.before == before
+    fields = json.loads(made.serialized())['tokenizer']
+    assert fields['post_processor'] is None
+    write(tmp_path, config_json={'model_type': 'roberta'})
+    fields = json.loads(tokenizer.from_pretrained(tmp_path).serialized())['tokenizer']
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(fields))
+    a, b = (theirs.encode(text, add_special_tokens=False).ids for text in ('a', 'b'))
+    s, end = first, first + 1
+    assert theirs.encode('a', 'b').ids == [s, *a, end, end, *b, end]
+
+
 def test_a_sentencepiece_model_in_a_folder(tmp_path):
     model = train_as_others_do(
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True, vocab_size=600

@@ -41,8 +41,8 @@ PRECISIONS = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
 # The folder of a workdir that keeps what an import did not need: config.json and the tokenizer's files.
 KEPT = 'pretrained'
 GENERATION = 'generation_config.json'
-# Sections of the config that are changed by those who mean to train a model further.
-_TRAINING = {'data', 'objective', 'tasks', 'optimizer', 'schedule', 'loss', 'train'}
+# Sections of the config that are changed by those who mean to use a model as it is.
+_OF_USE = {'mesh', 'eval', 'generate', 'checkpoint', 'log'}
 _KEPT_FILES = (
     *('config.json', GENERATION, 'tokenizer.json', 'tokenizer_config.json'),
     *('special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', 'vocab.txt'),
@@ -83,8 +83,9 @@ def import_model(
     Args:
         folder: as in `from_pretrained`.
         workdir: new, or empty.
-        overrides: as in `from_pretrained`. Where they are about training, the optimizer is that of the
-            config (`configs/base.py`); else it is one that keeps no state.
+        overrides: as in `from_pretrained`. Where there are others than of mesh, eval, generate, checkpoint
+            and log, the optimizer is that of the config (`configs/base.py`), and the model is to be trained
+            further; else it keeps no state, and cannot be.
         say: prints a line for a person.
 
     Raises:
@@ -95,11 +96,8 @@ def import_model(
         raise InputError(f"workdir '{workdir}' is not empty: give a new one.")
     model, family = _read(folder, 'float32', overrides or {}, say)
     run = model.run
-
-    def rest() -> Any:
-        return dataclasses.replace(run.steps.initial(), params=(), ema=())
-
-    state = dataclasses.replace(jax.jit(rest)(), params=model.params)
+    with jax.set_mesh(run.mesh):
+        state = run.steps.begin(model.params)
     workdir.mkdir(parents=True, exist_ok=True)
     runs.begin(workdir, run.config, run.tokenizer)
     if jax.process_index() == 0:
@@ -110,7 +108,8 @@ def import_model(
                 shutil.copyfile(path, workdir / KEPT / path.name)
     with Checkpoints(workdir, run.config.checkpoint, say) as checkpoints:
         checkpoints.save(0, state, {'next_index': 0}, None)
-    runs.add_history(workdir, f'imported from {folder.name} ({family.name})', 0)
+    event = f'{runs.IMPORTED} from {folder.name} ({family.name})'
+    runs.add_history(workdir, event, 0, trains=bool(_sections(overrides or {}) - _OF_USE))
     return run
 
 
@@ -130,9 +129,15 @@ def _read(
         text = tokenizer.from_pretrained(folder)
         if config.model.architecture == 'decoder':
             config.generate.bos = begins(folder, text)
-        run = _build(config, text, overrides, say)
+        config.tokenizer.begin_sources = bool(text.before)
+        try:
+            run = _build(config, text, overrides, say)
+        except InputError as error:
+            if overrides:  # It is not the folder's.
+                raise _Changed(str(error)) from None
+            raise
         shapes = run.steps.shapes.params
-        with jax.set_mesh(run.mesh):
+        with jax.set_mesh(run.mesh), _changes_in(overrides):
             params, fresh = convert.load(family, run.config.model, shapes, weights, chosen)
             if fresh:
                 say(f'Not in {folder}, and so at their initial values: {", ".join(fresh)}.')
@@ -145,10 +150,33 @@ def _mistakes_in(folder: Path) -> Iterator[None]:
     """Says in which folder a mistake is."""
     try:
         yield
+    except _Changed:
+        raise
     except InputError as error:
         if str(folder) in str(error):
             raise
         raise InputError(f"'{folder}': {error}") from None
+
+
+class _Changed(InputError):
+    """A mistake in what was changed of a folder's config."""
+
+
+@contextlib.contextmanager
+def _changes_in(overrides: dict[str, Any]) -> Iterator[None]:
+    """Says which change may be why a tensor does not fit."""
+    try:
+        yield
+    except InputError as error:
+        keys = [key for key in overrides if key.startswith('model.') or key == 'data.length']
+        if not keys:
+            raise
+        changed = ', '.join(f'config.{key} = {overrides[key]!r}' for key in keys)
+        raise InputError(f'{error} {changed} was changed: leave it as the folder has it.') from None
+
+
+def _sections(overrides: dict[str, Any]) -> set[str]:
+    return {key.split('.')[0] for key in overrides}
 
 
 def _build(
@@ -157,15 +185,15 @@ def _build(
     if isinstance(text, HuggingFace):
         text = text.within(config.model.vocab_size)
     config.tokenizer.mask = text.specials.mask >= 0
-    sections = {key.split('.')[0] for key in overrides}
-    if not sections & _TRAINING:  # Nothing but the parameters is kept.
+    changed = _sections(overrides)
+    if not changed - _OF_USE:  # Nothing but the parameters is kept.
         config.optimizer.name, config.optimizer.b1 = 'sgd', 0.0
     configs.put(config, overrides)
     parsed = configs.parse(config)
     try:
         device_mesh = runs.check_mesh(parsed)
     except InputError as error:
-        if 'mesh' in sections:
+        if changed - {'generate', 'checkpoint', 'log'}:
             raise
         say(f'On one device only: {error}')
         device_mesh = mesh.one_device()

@@ -12,6 +12,7 @@ from lm import evaluate, page, report
 # By the end of a class's name there, the first that fits: what it is for, as Hugging Face's hub calls it.
 _PIPELINES = {
     'ForCausalLM': 'text-generation',
+    'XLNetLMHeadModel': 'feature-extraction',
     'LMHeadModel': 'text-generation',
     'ForConditionalGeneration': 'translation',
     'MTModel': 'translation',

@@ -219,11 +219,16 @@ def load(
     places = {name: place for place, name in enumerate(weights)}
     plan.sort(key=lambda piece: places[piece.name])
     made = {path: _zeros(leaves[path], leaves[path].dtype) for path in zero}
+    kinds: dict[str, np.dtype] = {}
+    for piece in plan:
+        for path, _ in piece.places:  # Of layers of several dtypes, one that holds them all.
+            kind = dtype or weights.dtypes[piece.name]
+            kinds[path] = jnp.promote_types(kinds.get(path, kind), kind)
     with bar(sum(weights.size(piece.name) for piece in plan), 'read') as shown:
         for piece in plan:
             sizes = _checked(piece, leaves, weights)
             array = weights.read(piece.name)
-            _put(made, leaves, piece, sizes, array, dtype or array.dtype)
+            _put(made, leaves, piece, sizes, array, kinds)
             shown.update(array.nbytes)
     found = [made.get(path) for path in leaves]
     return jax.tree.unflatten(jax.tree.structure(shapes), found), fresh
@@ -235,12 +240,13 @@ def _put(
     piece: Piece,
     sizes: dict[str, int],
     array: np.ndarray,
-    dtype: np.dtype,
+    kinds: Mapping[str, np.dtype],
 ) -> None:
     """Puts what is in an array of theirs into parameters of ours, made or half made."""
+    paths, layer = [path for path, _ in piece.places], piece.places[0][1]
+    dtype = kinds[paths[0]]
     if array.dtype.itemsize > 4:  # Devices have none such.
         array = array.astype(dtype)
-    paths, layer = [path for path, _ in piece.places], piece.places[0][1]
     if layer is None:
         parts = _parts(array, piece.axes, sizes, len(paths))
         for path, part in zip(paths, parts, strict=True):
@@ -250,8 +256,7 @@ def _put(
         return
     for path in paths:
         if path not in made:
-            # Files of several dtypes: that of the first layer.
-            made[path] = _zeros(leaves[path], dtype)
+            made[path] = _zeros(leaves[path], kinds[path])
     wholes = [made.pop(path) for path in paths]
     laid = _lay(wholes, array, layer, piece.axes, tuple(sizes.items()))
     made |= zip(paths, jax.block_until_ready(laid), strict=True)

@@ -71,9 +71,9 @@ class Weights:
         self._places: dict[str, tuple[Path, int]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
-        self._files = [path for path, _ in _listed(folder)]
-        before = 0
-        for path, names in _listed(folder):
+        listed, before = _listed(folder), 0
+        self._files = [path for path, _ in listed]
+        for path, names in listed:
             start, header = _header(path)
             if names is not None and names - header.keys():
                 missing = sorted(names - header.keys())[0]
@@ -110,6 +110,9 @@ class Weights:
         if self._ahead is None:
             self._ahead = _Ahead(self._files)
         self._ahead.to(end)
+        return self._view(name)
+
+    def _view(self, name: str) -> np.ndarray:
         return self._bytes[name].view(self.dtypes[name]).reshape(self.shapes[name])
 
     def size(self, name: str) -> int:
@@ -120,7 +123,7 @@ class Weights:
         """Returns whether two tensors have the same numbers; of each, a part at a time is read."""
         if self.shapes[first] != self.shapes[second] or not self.shapes[first]:
             return False
-        one, other, step = self.read(first), self.read(second), 4096
+        one, other, step = self._view(first), self._view(second), 4096
         return all(
             np.array_equal(one[start : start + step], other[start : start + step])
             for start in range(0, len(one), step)
@@ -186,6 +189,9 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"'{path}' is damaged: {error}.") from None
     header.pop('__metadata__', None)
+    for name, said in header.items():
+        if not isinstance(said, dict):
+            raise InputError(f"'{path}' is damaged: it says {said!r} of '{name}'.")
     return 8 + size, header
 
 

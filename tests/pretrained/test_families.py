@@ -115,13 +115,17 @@ def test_two_streams_of_xlnet_agree(imported):
     random = np.random.default_rng(1)
     order = np.stack([random.permutation(24) - 16 for _ in ids]).clip(0).astype(np.int32)
     seen_from = np.maximum(order, 1)[:, :, None]  # What is of rank 0 sees its like.
+    types = np.sort(random.integers(2, size=ids.shape), axis=1)
     with torch.no_grad():
         out = theirs(
             input_ids=torch.tensor(ids),
             perm_mask=torch.tensor((order[:, None] >= seen_from).astype(np.float32)),
             target_mapping=torch.eye(24).expand(3, -1, -1),
+            token_type_ids=torch.tensor(types),
         )
-    said = ours.run.steps.model.apply({'params': ours.params}, ids, order=order)
+    said = ours.run.steps.model.apply(
+        {'params': ours.params}, ids, order=order, token_types=types.astype(np.int32)
+    )
     close(said['tokens'], out.logits, order > 0)
 
 
@@ -131,14 +135,16 @@ def test_a_decoder_with_the_positions_of_xlnet_agrees(imported):
     left = transformers.XLNetModel(config).eval()
     left.load_state_dict(theirs.transformer.state_dict())
     ids, _ = references.tokens(3, 24)
+    types = (np.arange(24) > 10).astype(np.int32)[None].repeat(3, 0)
     with torch.no_grad():
-        out = left(input_ids=torch.tensor(ids))
+        out = left(input_ids=torch.tensor(ids), token_type_ids=torch.tensor(types))
     model = dataclasses.replace(
         ours.run.config.model, architecture='decoder', attention=('causal',)
     )
     params = {key: value for key, value in ours.params.items() if key in ('embed', 'layers')}
     decoder = Decoder(model, references.V, 24)
-    close(decoder.apply({'params': params}, ids, method='hidden'), out.last_hidden_state)
+    mine = decoder.apply({'params': params}, ids, token_types=types, method='hidden')
+    close(mine, out.last_hidden_state)
 
 
 def test_the_published_sizes_are_theirs():

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 import tokenizers
@@ -16,6 +17,7 @@ import lm
 from lm import config as configs
 from lm import mesh, pretrained, tokenizer
 from lm import run as runs
+from lm.checkpoint import Checkpoints
 from lm.errors import InputError
 from lm.inference import LanguageModel
 
@@ -217,6 +219,12 @@ WRONG = {
         lambda f: (f / 'model.safetensors').write_bytes(b'\xff' * 64),
         "model.safetensors' is damaged",
     ),
+    'a header of another form': (
+        lambda f: (f / 'model.safetensors').write_bytes(
+            (40).to_bytes(8, 'little') + b'{"a":["F32",[4],[0,16]]}'.ljust(40) + bytes(16)
+        ),
+        "model.safetensors' is damaged",
+    ),
     'half a file': (
         lambda f: (f / 'model.safetensors').write_bytes(
             (f / 'model.safetensors').read_bytes()[:-100]
@@ -356,6 +364,7 @@ def test_an_encoder_reads_a_text_as_its_tokenizer_puts_it(template, tmp_path):
     )
     theirs.save(str(tmp_path / 'out' / 'tokenizer.json'))
     ours = pretrained.from_pretrained(tmp_path / 'out')
+    assert ours.run.config.tokenizer.begin_sources == (template[0] == '<')
     assert ours.given('A cat') == theirs.encode('A cat').ids
     assert len(ours.given('A cat' * 20, cut=True)) == 24
 
@@ -372,7 +381,39 @@ def test_training_goes_on_from_an_import(folder, tmp_path):
     assert model.step == 2
     same_bits(model.params, pretrained.from_pretrained(folder).params)
     pretrained.import_model(folder, tmp_path / 'other', {'generate.top_k': 5})
-    assert runs.read_config(tmp_path / 'other')['optimizer']['name'] == 'sgd'
+    config = runs.read_config(tmp_path / 'other')
+    assert config['optimizer']['name'] == 'sgd'
+    with pytest.raises(InputError, match='was imported to be used as it is'):
+        lm.train(config, tmp_path / 'other')
+
+
+def test_the_state_of_an_import_is_of_its_parameters(folder, tmp_path):
+    """Optimizers that remember parameters remember these; and there is an average where one is kept."""
+    over = {'optimizer.name': 'schedule_free_adamw', 'optimizer.ema_decay': 0.9}
+    run = pretrained.import_model(folder, tmp_path / 'run', over)
+    with Checkpoints(tmp_path / 'run', run.config.checkpoint, read_only=True) as checkpoints:
+        _, state, data = checkpoints.restore(run.steps.shapes)
+    right = pretrained.from_pretrained(folder).params
+    same_bits(state.params, right)
+    same_bits(state.ema, right)
+    remembered = jax.tree.leaves(optax.tree_utils.tree_get(state.opt_state, 'z'))
+    for z, leaf in zip(remembered, jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(z, leaf)
+    assert data == {'next_index': 0}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data.length': 12}, r"wpe.weight' .* config.data.length = 12 was changed"),
+        ({'model.embed_dim': 64}, r'config.model.embed_dim = 64 was changed'),
+        ({'train.steps': 5}, r'^config.schedule.warmup_steps = 100 is more than'),
+        ({'data.batch_size': 12, 'optimizer.accumulation': 5}, r'^config.data.batch_size = 12'),
+    ],
+)
+def test_what_was_changed_and_does_not_fit_is_named(changes, message, folder):
+    with pytest.raises(InputError, match=message):
+        pretrained.from_pretrained(folder, overrides=changes)
 
 
 @pytest.mark.slow
@@ -389,6 +430,9 @@ def test_the_command_line(folder, tmp_path):
     config = runs.read_config(tmp_path / 'run')
     assert (config['train']['steps'], config['generate']['temperature']) == (300, 0.5)
     assert 'parameters' in done.stdout
+    done = run(f'--workdir={tmp_path}/run', '--config.seed=1')
+    assert done.returncode == 2
+    assert 'belongs to another config: seed (0 there, 1 now)' in done.stderr
     done = run('--mode=export', f'--workdir={tmp_path}/run', f'--to={tmp_path}/out')
     assert (done.returncode, done.stderr) == (0, '')
     assert (tmp_path / 'out' / 'config.json').read_text() == (folder / 'config.json').read_text()
