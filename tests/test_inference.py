@@ -14,6 +14,8 @@ from lm.errors import InputError
 from lm.evaluate import evaluate
 from lm.tokenizer import BOS, EOS
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 TEXT = ['the cat sat on the mat.\n' * 3, 'a dog ran in the park.\n' * 2, 'the end.\n'] * 12
 
 

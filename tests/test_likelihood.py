@@ -12,6 +12,8 @@ from lm import likelihood
 from lm import run as runs
 from lm.tokenizer import Bytes
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 DECODERS = {
     'full': {},
     'learned positions': {'position': 'learned', 'norm': 'layernorm'},

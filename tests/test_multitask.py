@@ -14,6 +14,8 @@ from lm.config import CheckpointConfig
 from lm.errors import InputError
 from tests.test_objective_runs import WORDS
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 TASKS = {
     'text': {'objective': {'name': 'masked', 'pairs': 'order'}},
     'cats': {

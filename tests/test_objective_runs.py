@@ -15,6 +15,8 @@ from lm.inference import LanguageModel
 from lm.objectives import OBJECTIVES
 from lm.terms import TERMS
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 WORDS = [
     'the',
     'a',

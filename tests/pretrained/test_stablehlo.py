@@ -19,6 +19,8 @@ from lm.errors import InputError
 from lm.inference import LanguageModel
 from lm.tokenizer import Bytes
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 CASES = {
     'decoder': {},
     'windows': {'attention': ('causal & window(6)', 'causal')},
