@@ -15,7 +15,7 @@ from lm.back_translation import BLANK, noised, write
 from lm.data import numerals
 from lm.errors import InputError
 
-pytestmark = pytest.mark.usefixtures('two_devices')
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
 TAG = '<BT>'
 

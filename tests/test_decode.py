@@ -27,6 +27,14 @@ LENGTHS = np.array([5, 3, 1], np.int32)
 
 
 def make(length=LENGTH, **changes):
+    """Returns a model and parameters, made once."""
+    model, params = made(length, tuple(changes.items()))
+    return model, jax.tree.map(lambda leaf: leaf, params)
+
+
+@functools.cache
+def made(length, changes):
+    changes = dict(changes)
     model = Decoder(dataclasses.replace(BASE, **changes), VOCAB, length)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
     rng = np.random.default_rng(1)
@@ -43,19 +51,24 @@ def run(model, params, prompts=PROMPTS, lengths=LENGTHS, seed=0, **options):
     return generate(model, params, prompts, lengths, jax.random.key(seed), **options)
 
 
+@functools.cache
+def whole(model):
+    """Returns the forward pass, compiled once for a model."""
+    return jax.jit(model.apply)
+
+
 def repeated_argmax(model, params, prompt, count):
     """Greedy by full forward passes; a row of `max_length` tokens goes on from its last half."""
-    apply = jax.jit(model.apply)
-    row, made = list(prompt), []
-    while len(made) < count:
+    row, tokens = list(prompt), []
+    while len(tokens) < count:
         if len(row) >= model.max_length:
             row = row[-(model.max_length // 2) :]
         padded = np.zeros((1, model.max_length), np.int32)
         padded[0, : len(row)] = row
-        logits = apply({'params': params}, padded)[0, len(row) - 1, :VOCAB]
-        made.append(int(np.argmax(logits)))
-        row.append(made[-1])
-    return made
+        logits = whole(model)({'params': params}, padded)[0, len(row) - 1, :VOCAB]
+        tokens.append(int(np.argmax(logits)))
+        row.append(tokens[-1])
+    return tokens
 
 
 @pytest.mark.parametrize('changes', [{}, {'position': 'learned'}, {'position': 'alibi'}])
@@ -107,11 +120,9 @@ def test_parameters_for_decoding_give_the_same(dtype, masks):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
-    whole = jax.jit(model.apply)({'params': params}, PROMPTS)
+    want = whole(model)({'params': params}, PROMPTS)
     tolerance = 1e-5 if dtype == 'float32' else 0.05
-    np.testing.assert_allclose(
-        logits(params)[0], whole, atol=tolerance * np.abs(whole).max(), rtol=0
-    )
+    np.testing.assert_allclose(logits(params)[0], want, atol=tolerance * np.abs(want).max(), rtol=0)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

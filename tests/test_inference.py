@@ -14,7 +14,7 @@ from lm.errors import InputError
 from lm.evaluate import evaluate
 from lm.tokenizer import BOS, EOS
 
-pytestmark = pytest.mark.usefixtures('two_devices')
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
 TEXT = ['the cat sat on the mat.\n' * 3, 'a dog ran in the park.\n' * 2, 'the end.\n'] * 12
 

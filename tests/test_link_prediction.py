@@ -12,7 +12,7 @@ from lm.evaluate import evaluate
 from lm.link_prediction import measures, ranks
 from lm.scores import log_probabilities
 
-pytestmark = pytest.mark.usefixtures('two_devices')
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
 
 def by_hand(scores, answers, known):

@@ -11,7 +11,7 @@ import pytest
 from lm import metrics
 from lm.errors import InputError
 
-pytestmark = pytest.mark.usefixtures('two_devices')
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
 TARGETS = [
     'A man in an orange hat is starring at something.',

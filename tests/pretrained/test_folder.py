@@ -18,7 +18,7 @@ from lm import run as runs
 from lm.errors import InputError
 from lm.inference import LanguageModel
 
-pytestmark = pytest.mark.usefixtures('two_devices')
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
 SMALL = {'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'vocab_multiple': 1, 'dtype': 'float32'}
 # Config, what differs, and the family that it is of.

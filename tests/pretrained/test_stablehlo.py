@@ -19,7 +19,7 @@ from lm.errors import InputError
 from lm.inference import LanguageModel
 from lm.tokenizer import Bytes
 
-pytestmark = pytest.mark.usefixtures('two_devices')
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
 CASES = {
     'decoder': {},
