@@ -68,10 +68,15 @@ def inputs(name, b, t, s):
     return {'tokens': tokens}
 
 
-def expected(name, given):
+@functools.cache
+def forward(name):
     model = built(name)
+    return functools.partial(jax.jit(model.run.steps.model.apply), {'params': model.params})
+
+
+def expected(name, given):
     given = dict(given)
-    made = model.run.steps.model.apply({'params': model.params}, given.pop('tokens'), **given)
+    made = forward(name)(given.pop('tokens'), **given)
     return {key: np.asarray(x) for key, x in made.items()} if isinstance(made, dict) else made
 
 
