@@ -24,8 +24,20 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
 
 
 def pytest_configure(config):
-    """What another process has half written is compiled here."""
+    config.addinivalue_line('markers', 'first_quick: of its cases all but the first are slow')
+    # What another process has half written is compiled here.
     config.addinivalue_line('filterwarnings', 'ignore:Error reading persistent compilation cache')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leaves the first case of a test of many to the quick lane."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker('first_quick'):
+            if item.function in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(item.function)
 
 
 # The same examples in each run, however slow the machine.
