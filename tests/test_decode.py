@@ -71,6 +71,7 @@ def repeated_argmax(model, params, prompt, count):
     return tokens
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('changes', [{}, {'position': 'learned'}, {'position': 'alibi'}])
 def test_greedy_is_argmax_repeated(changes):
     model, params = make(**changes)
@@ -82,6 +83,7 @@ def test_greedy_is_argmax_repeated(changes):
     assert len(np.unique(got)) > 3  # or the test would not see much
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_on_the_way_changes_nothing(monkeypatch):
     model, params = make()
     prompts = np.random.default_rng(0).integers(0, VOCAB, (3, 16), np.int32)
@@ -101,6 +103,7 @@ def test_a_cache_that_grows_on_the_way_changes_nothing(monkeypatch):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('masks', [('causal',), ('causal', 'causal')])
 def test_parameters_for_decoding_give_the_same(dtype, masks):
@@ -160,6 +163,7 @@ def test_cache_returns_what_was_written(dtype):
         assert not got[1, 6:].any()
 
 
+@pytest.mark.slow
 def test_a_cache_that_forgets_keeps_the_pinned_and_the_last():
     mask = causal & (window(3) | global_tokens(2))
     c = dataclasses.replace(BASE, num_kv_heads=1)
@@ -190,6 +194,7 @@ def test_a_cache_that_forgets_keeps_the_pinned_and_the_last():
     assert content(cache) == [[0, 1, 17, 18, 19], [0, 1, 2, 3, 4]]
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     'masks',
     [
@@ -214,6 +219,7 @@ def test_the_cache_of_a_window_is_as_long_as_the_window():
     assert cache['block_1']['key'].shape == (3, 4, 6, 4)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('position', ['learned', 'rotary'])
 def test_goes_on_past_the_context(position):
     model, params = make(length=8, position=position)
@@ -222,6 +228,7 @@ def test_goes_on_past_the_context(position):
         assert tokens.tolist() == repeated_argmax(model, params, prompt[:length], 21)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('sampling', [GREEDY, Sampling(0.9, top_k=7, top_p=0.95, min_p=0.01)])
 def test_rows_do_not_see_each_other(sampling):
     """One row changed: the others stay, also where it makes the window move or a row end."""
@@ -307,6 +314,7 @@ def test_near_shapes_compile_once():
     assert decode._continue._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_sharded_parameters():
     model, params = make()
     want, _ = run(model, params)

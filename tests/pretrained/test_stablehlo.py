@@ -93,6 +93,7 @@ np.savez(f'{there}.out.npz', **f.call(*weights, *(given[name] for name in given.
 """
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', CASES)
 def test_any_shape_from_python(name, tmp_path):
     pretrained.save_stablehlo(built(name), tmp_path / 'program')
@@ -110,6 +111,7 @@ def test_any_shape_from_python(name, tmp_path):
             np.testing.assert_allclose(found[key], right[key], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('weights', ['outside', 'inside'])
 def test_without_this_project(weights, tmp_path):
     folder = tmp_path / 'program'
