@@ -26,7 +26,7 @@ from lm import config as configs
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+pytestmark = pytest.mark.usefixtures('no_charts')
 
 
 @pytest.fixture

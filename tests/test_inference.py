@@ -114,7 +114,7 @@ def test_a_stride_scores_the_same_tokens_with_more_context(workdir, tmp_path):
     assert sliding['loss'] != side_by_side['loss']
     with pytest.raises(InputError, match='stride'):
         evaluate(workdir, config=make_config(tmp_path, eval={'stride': 17}))
-    with pytest.raises(InputError, match='config.eval.batch_size = 3 rows cannot be divided by 8'):
+    with pytest.raises(InputError, match='config.eval.batch_size = 3 rows cannot be divided by 2'):
         evaluate(workdir, config=make_config(tmp_path, eval={'batch_size': 3}))
 
 

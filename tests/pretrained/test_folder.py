@@ -18,7 +18,7 @@ from lm import run as runs
 from lm.errors import InputError
 from lm.inference import LanguageModel
 
-pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+pytestmark = pytest.mark.usefixtures('no_charts')
 
 SMALL = {'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'vocab_multiple': 1, 'dtype': 'float32'}
 # Config, what differs, and the family that it is of.
@@ -80,6 +80,7 @@ def same_bits(first, second):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', CASES)
 def test_what_is_written_is_read_with_the_same_bits(name, tmp_path):
     model = make(name)
@@ -106,6 +107,7 @@ def test_a_mesh_gets_its_parts(folder):
         pretrained.from_pretrained(folder, overrides={'mesh.fdsp': 2})
 
 
+@pytest.mark.slow
 def test_import_makes_a_workdir_and_export_gives_the_folder_back(folder, tmp_path):
     said = []
     run = pretrained.import_model(folder, tmp_path / 'run', say=said.append)
