@@ -12,10 +12,55 @@ QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expen
 os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {QUICK_COMPILATION}'
 os.environ['LM_CACHE_DIR'] = os.environ.get('LM_TEST_CACHE_DIR') or tempfile.mkdtemp()
 
+if 'LM_TEST_PROGRAMS' not in os.environ:  # The workers of xdist inherit it.
+    _programs = tempfile.TemporaryDirectory()
+    os.environ['LM_TEST_PROGRAMS'] = _programs.name
+
+import jax  # noqa: E402  after its settings
+
+# A program that a test has compiled is not compiled again, in whatever test or process it is met.
+jax.config.update('jax_compilation_cache_dir', os.environ['LM_TEST_PROGRAMS'])
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'first_quick: of its cases all but the first are slow')
+    # What another process has half written is compiled here.
+    config.addinivalue_line('filterwarnings', 'ignore:Error reading persistent compilation cache')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leaves the first case of a test of many to the quick lane."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker('first_quick'):
+            if item.function in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(item.function)
+
 
 # The same examples in each run, however slow the machine.
 hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('lm')
+
+
+@pytest.fixture(scope='module')
+def two_devices():
+    """Batches are split as on eight, and eight threads do not fight for two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:2]
+        patch.setattr(jax, 'devices', lambda: first)
+        patch.setattr(jax, 'device_count', lambda: len(first))
+        yield
+
+
+@pytest.fixture(scope='module')
+def no_charts():
+    """Pages have empty charts: Matplotlib takes more time than a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('lm.report.chart', lambda *_, **__: '')
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -15,6 +15,8 @@ from lm.back_translation import BLANK, noised, write
 from lm.data import numerals
 from lm.errors import InputError
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 TAG = '<BT>'
 
 

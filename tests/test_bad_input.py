@@ -26,6 +26,8 @@ from lm import config as configs
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures('no_charts')
+
 
 @pytest.fixture
 def text(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 import lm
 from lm.errors import InputError
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 CODES = ('first', 'second', 'title=', 'words<3')
 
 

@@ -27,6 +27,14 @@ LENGTHS = np.array([5, 3, 1], np.int32)
 
 
 def make(length=LENGTH, **changes):
+    """Returns a model and parameters, made once."""
+    model, params = made(length, tuple(changes.items()))
+    return model, jax.tree.map(lambda leaf: leaf, params)
+
+
+@functools.cache
+def made(length, changes):
+    changes = dict(changes)
     model = Decoder(dataclasses.replace(BASE, **changes), VOCAB, length)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
     rng = np.random.default_rng(1)
@@ -43,21 +51,27 @@ def run(model, params, prompts=PROMPTS, lengths=LENGTHS, seed=0, **options):
     return generate(model, params, prompts, lengths, jax.random.key(seed), **options)
 
 
+@functools.cache
+def whole(model):
+    """Returns the forward pass, compiled once for a model."""
+    return jax.jit(model.apply)
+
+
 def repeated_argmax(model, params, prompt, count):
     """Greedy by full forward passes; a row of `max_length` tokens goes on from its last half."""
-    apply = jax.jit(model.apply)
-    row, made = list(prompt), []
-    while len(made) < count:
+    row, tokens = list(prompt), []
+    while len(tokens) < count:
         if len(row) >= model.max_length:
             row = row[-(model.max_length // 2) :]
         padded = np.zeros((1, model.max_length), np.int32)
         padded[0, : len(row)] = row
-        logits = apply({'params': params}, padded)[0, len(row) - 1, :VOCAB]
-        made.append(int(np.argmax(logits)))
-        row.append(made[-1])
-    return made
+        logits = whole(model)({'params': params}, padded)[0, len(row) - 1, :VOCAB]
+        tokens.append(int(np.argmax(logits)))
+        row.append(tokens[-1])
+    return tokens
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('changes', [{}, {'position': 'learned'}, {'position': 'alibi'}])
 def test_greedy_is_argmax_repeated(changes):
     model, params = make(**changes)
@@ -69,6 +83,7 @@ def test_greedy_is_argmax_repeated(changes):
     assert len(np.unique(got)) > 3  # or the test would not see much
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_on_the_way_changes_nothing(monkeypatch):
     model, params = make()
     prompts = np.random.default_rng(0).integers(0, VOCAB, (3, 16), np.int32)
@@ -88,6 +103,7 @@ def test_a_cache_that_grows_on_the_way_changes_nothing(monkeypatch):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('masks', [('causal',), ('causal', 'causal')])
 def test_parameters_for_decoding_give_the_same(dtype, masks):
@@ -107,11 +123,9 @@ def test_parameters_for_decoding_give_the_same(dtype, masks):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
-    whole = jax.jit(model.apply)({'params': params}, PROMPTS)
+    want = whole(model)({'params': params}, PROMPTS)
     tolerance = 1e-5 if dtype == 'float32' else 0.05
-    np.testing.assert_allclose(
-        logits(params)[0], whole, atol=tolerance * np.abs(whole).max(), rtol=0
-    )
+    np.testing.assert_allclose(logits(params)[0], want, atol=tolerance * np.abs(want).max(), rtol=0)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -149,6 +163,7 @@ def test_cache_returns_what_was_written(dtype):
         assert not got[1, 6:].any()
 
 
+@pytest.mark.slow
 def test_a_cache_that_forgets_keeps_the_pinned_and_the_last():
     mask = causal & (window(3) | global_tokens(2))
     c = dataclasses.replace(BASE, num_kv_heads=1)
@@ -179,6 +194,7 @@ def test_a_cache_that_forgets_keeps_the_pinned_and_the_last():
     assert content(cache) == [[0, 1, 17, 18, 19], [0, 1, 2, 3, 4]]
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     'masks',
     [
@@ -203,6 +219,7 @@ def test_the_cache_of_a_window_is_as_long_as_the_window():
     assert cache['block_1']['key'].shape == (3, 4, 6, 4)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('position', ['learned', 'rotary'])
 def test_goes_on_past_the_context(position):
     model, params = make(length=8, position=position)
@@ -211,6 +228,7 @@ def test_goes_on_past_the_context(position):
         assert tokens.tolist() == repeated_argmax(model, params, prompt[:length], 21)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('sampling', [GREEDY, Sampling(0.9, top_k=7, top_p=0.95, min_p=0.01)])
 def test_rows_do_not_see_each_other(sampling):
     """One row changed: the others stay, also where it makes the window move or a row end."""
@@ -296,6 +314,7 @@ def test_near_shapes_compile_once():
     assert decode._continue._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_sharded_parameters():
     model, params = make()
     want, _ = run(model, params)

@@ -14,6 +14,8 @@ from lm.errors import InputError
 from lm.evaluate import evaluate
 from lm.tokenizer import BOS, EOS
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 TEXT = ['the cat sat on the mat.\n' * 3, 'a dog ran in the park.\n' * 2, 'the end.\n'] * 12
 
 
@@ -112,7 +114,7 @@ def test_a_stride_scores_the_same_tokens_with_more_context(workdir, tmp_path):
     assert sliding['loss'] != side_by_side['loss']
     with pytest.raises(InputError, match='stride'):
         evaluate(workdir, config=make_config(tmp_path, eval={'stride': 17}))
-    with pytest.raises(InputError, match='config.eval.batch_size = 3 rows cannot be divided by 8'):
+    with pytest.raises(InputError, match='config.eval.batch_size = 3 rows cannot be divided by 2'):
         evaluate(workdir, config=make_config(tmp_path, eval={'batch_size': 3}))
 
 
@@ -206,7 +208,7 @@ def test_a_checkpoint_that_will_not_be_there_is_said_at_once(name, message, tmp_
 def test_a_model_loads_where_its_mesh_does_not_fit(workdir, model, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    config['mesh']['data'] = 3  # there are 8 devices
+    config['mesh']['data'] = 3  # there are 2 devices
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
     moved = lm.load(tmp_path / 'run')
     assert moved.run.mesh.size == 1

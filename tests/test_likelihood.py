@@ -12,6 +12,8 @@ from lm import likelihood
 from lm import run as runs
 from lm.tokenizer import Bytes
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 DECODERS = {
     'full': {},
     'learned positions': {'position': 'learned', 'norm': 'layernorm'},
@@ -42,6 +44,20 @@ def built(name):
     return run, params
 
 
+@functools.cache
+def forward(name):
+    """Returns the forward pass, compiled once."""
+    run, params = built(name)
+    return functools.partial(jax.jit(run.steps.model.apply), {'params': jax.device_get(params)})
+
+
+def plain(name, tokens, **sources):
+    """Returns the logits [n, V] after n tokens in a row of their own, whose end nothing sees."""
+    row = np.zeros((1, 32), np.int32)
+    row[0, : len(tokens)] = tokens
+    return forward(name)(row, **sources)[0, : len(tokens)]
+
+
 def pairs(most, seed=0):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, most, (9, 2))
@@ -49,24 +65,20 @@ def pairs(most, seed=0):
 
 
 def one_by_one(name, context, continuation):
-    run, params = built(name)
-    model = run.steps.model
     if name == 'encoder-decoder':
-        logits = model.apply(
-            {'params': jax.device_get(params)},
-            np.array([[1, *continuation[:-1]]]),
-            encoder_inputs=np.array([context]),
-            encoder_segment_ids=np.ones((1, len(context)), np.int32),
-        )[0]
+        source, segments = np.zeros((2, 1, 32), np.int32)
+        source[0, : len(context)], segments[0, : len(context)] = context, 1
+        sources = {'encoder_inputs': source, 'encoder_segment_ids': segments}
+        logits = plain(name, [1, *continuation[:-1]], **sources)
     else:
-        tokens = [*context, *continuation][-model.max_length - 1 :]
-        logits = model.apply({'params': params}, np.array([tokens[:-1]]))[0]
+        logits = plain(name, [*context, *continuation][-33:-1])
     logits = np.asarray(logits, np.float64)[-len(continuation) :]
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     chosen = log_p[np.arange(len(continuation)), continuation]
     return chosen.sum(), bool((chosen >= log_p.max(axis=1)).all())
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', [*DECODERS, 'encoder-decoder'])
 def test_it_is_that_of_the_logits(name):
     asked = pairs(15)
@@ -89,7 +101,7 @@ def test_what_is_likeliest_is_greedy():
     run, params = built('full')
     tokens = [1, 70, 80]
     for _ in range(5):
-        logits = run.steps.model.apply({'params': params}, np.array([tokens]))[0, -1]
+        logits = plain('full', tokens)[-1]
         tokens.append(int(logits.argmax()))
     right, wrong = tokens[3:], [*tokens[3:7], (tokens[7] + 1) % 256]
     found = likelihood.continuations(run, params, [(tokens[:3], right), (tokens[:3], wrong)])

@@ -12,6 +12,8 @@ from lm.evaluate import evaluate
 from lm.link_prediction import measures, ranks
 from lm.scores import log_probabilities
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 
 def by_hand(scores, answers, known):
     """The mean of the first and the last place that the answer could have in a sorted list."""

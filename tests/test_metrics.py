@@ -11,6 +11,8 @@ import pytest
 from lm import metrics
 from lm.errors import InputError
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 TARGETS = [
     'A man in an orange hat is starring at something.',
     'A Boston Terrier is running on lush green grass in front of a white fence.',

@@ -14,6 +14,8 @@ from lm.config import CheckpointConfig
 from lm.errors import InputError
 from tests.test_objective_runs import WORDS
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 TASKS = {
     'text': {'objective': {'name': 'masked', 'pairs': 'order'}},
     'cats': {
@@ -75,11 +77,7 @@ def state(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('mode', 'rates', 'stop'),
-    [
-        ('alternating', 'proportional', 5),
-        ('alternating', 'progress', 13),
-        ('joint', 'gradient_norm', 14),
-    ],
+    [('alternating', 'progress', 13), ('joint', 'gradient_norm', 14)],
 )
 def test_a_run_that_was_stopped_ends_as_another(mode, rates, stop, tmp_path, monkeypatch):
     config = make_config(tmp_path, multitask={'mode': mode, 'rates': rates})
@@ -116,9 +114,12 @@ def test_text_to_text(tmp_path):
     config = make_config(
         tmp_path,
         tasks,
+        steps=4,
         objective={'name': 'seq2seq'},
         model={'architecture': 'encoder_decoder', 'attention': ('causal',), 'token_types': 0},
         data={'packing': True},
+        eval={'beams': 0},
+        generate={'max_tokens': 8},
     )
     report = lm.train(config, tmp_path / 'run')
     assert set(report['splits']) == {'upper valid', 'cats valid'}

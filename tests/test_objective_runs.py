@@ -15,6 +15,8 @@ from lm.inference import LanguageModel
 from lm.objectives import OBJECTIVES
 from lm.terms import TERMS
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 WORDS = [
     'the',
     'a',
@@ -76,7 +78,7 @@ def make_config(folder, name, **more):
         model={'num_layers': 1, 'embed_dim': 32, 'num_heads': 2} | sections.pop('model', {}),
         optimizer={'learning_rate': 1e-2},
         schedule={'warmup_steps': 2},
-        train={'steps': 24, 'eval_every': 12, 'log_every': 1},
+        train={'steps': 24, 'eval_every': 24, 'log_every': 1},
         checkpoint={'every': 0},
         eval={'beams': 2} | sections.pop('eval', {}),
         generate={'max_tokens': 4},
@@ -89,10 +91,20 @@ def test_every_objective_has_a_loss_and_is_run():
     assert set(OBJECTIVES) == set(TERMS) == set(SECTIONS)
 
 
+@pytest.fixture(scope='module')
+def translator(tmp_path_factory):
+    """The report of a trained translator, and the folder of its run."""
+    folder = tmp_path_factory.mktemp('translator')
+    return lm.train(make_config(folder, 'seq2seq'), folder / 'run'), folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SECTIONS)
-def test_learns(name, tmp_path):
-    report = lm.train(make_config(tmp_path, name), tmp_path / 'run')
+def test_learns(name, tmp_path, request):
+    if name == 'seq2seq':
+        report, _ = request.getfixturevalue('translator')
+    else:
+        report = lm.train(make_config(tmp_path, name), tmp_path / 'run')
     assert report['finished']
     curve = [value for _, value in report['curves']['train/loss']]
     if OBJECTIVES[name].of_texts:  # Labels of 59 texts are noisy.
@@ -129,29 +141,29 @@ def test_masked_tokens_and_pairs_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_translations_are_measured_and_kept(tmp_path):
-    report = lm.train(make_config(tmp_path, 'seq2seq'), tmp_path / 'run')
+def test_translations_are_measured_and_kept(translator):
+    report, folder = translator
     assert set(report['tasks']) == {'valid, greedy', 'valid, beam 2'}
     for name in ('greedy', 'beam2'):
-        lines = (tmp_path / f'run/predictions/valid.{name}.jsonl').read_text().splitlines()
+        lines = (folder / f'run/predictions/valid.{name}.jsonl').read_text().splitlines()
         assert len(lines) == 59
         assert set(json.loads(lines[0])) == {'source', 'target', 'prediction'}
     # Evaluated again it is the same, in a folder of its own, and by other means it is kept beside it.
-    again = evaluate(tmp_path / 'run')
+    again = evaluate(folder / 'run')
     assert again['tasks'] == report['tasks']
     assert again['predictions'] == 'predictions/evaluation1'
     for name in ('valid.greedy.jsonl', 'valid.beam2.jsonl'):
         first, second = (
-            (tmp_path / 'run' / folder / name).read_text()
-            for folder in ('predictions', again['predictions'])
+            (folder / 'run' / place / name).read_text()
+            for place in ('predictions', again['predictions'])
         )
         assert first == second
-    other = evaluate(tmp_path / 'run', config=make_config(tmp_path, 'seq2seq', eval={'beams': 0}))
+    other = evaluate(folder / 'run', config=make_config(folder, 'seq2seq', eval={'beams': 0}))
     assert set(other['tasks']) == {'valid, greedy'}
     assert other['predictions'] == 'predictions/evaluation2'
-    kept = (tmp_path / 'run' / 'evaluations.jsonl').read_text().splitlines()
+    kept = (folder / 'run' / 'evaluations.jsonl').read_text().splitlines()
     assert [json.loads(line)['tasks'] for line in kept] == [again['tasks'], other['tasks']]
-    model = lm.load(tmp_path / 'run')
+    model = lm.load(folder / 'run')
     one = model.generate('the cat', beams=2, max_tokens=5)
     assert model.generate(['the cat', 'a dog sat on'], beams=2, max_tokens=5)[0] == one
 

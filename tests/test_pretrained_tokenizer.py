@@ -20,6 +20,8 @@ from lm.objectives import OBJECTIVES, Spec, check
 from tests.objectives.specs import OPTIONS
 from tests.test_tokenizer import SPEC, TEXT, random_texts, train_as_others_do
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 TEXTS = [
     *(
         '',

@@ -17,6 +17,8 @@ from lm.config import LogConfig
 from lm.errors import InputError
 from lm.writer import MetricsWriter
 
+pytestmark = pytest.mark.usefixtures('two_devices')
+
 BASE = configs.to_dict(configs.parse(configs.load('base')))
 EVIL = '<script>alert("x")</script> & $a$ | `b` \x00\x1b\ud800 äö日本'
 

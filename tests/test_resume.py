@@ -19,6 +19,8 @@ from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 from lm.inference import load
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 STEPS = 30
 KEEP = CheckpointConfig(every=1, keep=3, keep_best=1)
 

@@ -120,6 +120,7 @@ def test_every_form_of_the_step_gives_the_same_losses(section, values, monkeypat
     np.testing.assert_allclose(found, reference()[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_on_a_mesh():
     config = make_config(
         mesh={'data': 2, 'fsdp': 1, 'tensor': 2, 'sequence': 2}, optimizer={'accumulation': 4}
@@ -127,12 +128,14 @@ def test_accumulation_on_a_mesh():
     np.testing.assert_allclose(run(config)[0], reference()[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_and_unpacked_documents_give_the_same_losses():
     config = make_config(data={'batch_size': 2 * ROWS, 'packing': False})
     losses, _ = run(config, unpacked_batch)
     np.testing.assert_allclose(losses, reference()[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_to_the_bit():
     _, state = run(make_config(), count=STEPS)
     jax.tree.map(np.testing.assert_array_equal, state.params, reference()[1].params)
@@ -166,6 +169,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing_but_counters(
         assert np.isfinite(metrics['nats'])
 
 
+@pytest.mark.slow
 def test_ema_is_the_average_of_the_parameters():
     config = make_config(optimizer={'ema_decay': 0.75})
     steps, device_mesh = make_steps(config)
@@ -183,6 +187,7 @@ def test_ema_is_the_average_of_the_parameters():
         )
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only_and_differs_by_step():
     config = make_config(model={'dropout': 0.5}, optimizer={'learning_rate': 0.0})
     steps, device_mesh = make_steps(config)
@@ -195,6 +200,7 @@ def test_dropout_acts_in_training_only_and_differs_by_step():
     assert sums[0]['nats'] == sums[1]['nats']
 
 
+@pytest.mark.slow
 def test_smoothing_and_z_loss_are_in_the_objective_and_not_in_the_nats():
     plain, _ = run(make_config(), count=1)
     config = make_config(loss={'label_smoothing': 0.1, 'z_loss': 1e-2})
@@ -226,6 +232,7 @@ def test_gradient_is_clipped_to_the_global_norm():
     assert norm == pytest.approx(1e-3 * config.optimizer.learning_rate, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_fingerprint_sees_one_bit_and_not_the_mesh():
     _, state = run(make_config(), count=1)
     fingerprint = jax.jit(tree.fingerprint)

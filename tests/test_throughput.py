@@ -14,6 +14,8 @@ from lm.step import Steps
 from lm.throughput import Meter, flops_per_token
 from lm.training import flops_per_token as flops_per_token_of
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 H100 = types.SimpleNamespace(device_kind='NVIDIA H100 80GB HBM3')
 CPU = types.SimpleNamespace(device_kind='cpu')
 

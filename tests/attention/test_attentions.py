@@ -96,12 +96,14 @@ def inputs(seed=0, batch=2, length=7, source=7, heads=4, groups=2, width=6):
 )
 @pytest.mark.parametrize('form', FORMS)
 class TestOracle:
+    @pytest.mark.first_quick
     def test_plain(self, form, kind, groups, softcap):
         arrays = inputs(groups=groups)
         got = attend(*arrays, KINDS[kind], softcap=softcap, implementation=form)
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, oracle(*arrays, KINDS[kind], softcap=softcap), atol=2e-6)
 
+    @pytest.mark.first_quick
     def test_more_keys_segments_and_distances(self, form, kind, groups, softcap):
         arrays = inputs(groups=groups, length=3)
         options = {
@@ -157,6 +159,7 @@ def pulled(form, mask, groups, segments, softcap=None, slopes=None, length=T):
     return (out, *grads)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('kind', 'options'),
     [
@@ -196,6 +199,7 @@ def test_random_masks_are_the_plain_form_in_value_and_gradient(form, mask, lengt
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize(
     ('kind', 'softcap'),
@@ -223,6 +227,7 @@ def test_causal_gradients_are_exactly_zero(form, kind, softcap):
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('softcap', SOFTCAPS)
 class TestRelations:
+    @pytest.mark.first_quick
     @pytest.mark.parametrize('kind', ['causal', 'full', str(causal & window(3))])
     def test_two_segments_are_two_calls(self, form, softcap, kind):
         arrays = inputs()
@@ -235,6 +240,7 @@ class TestRelations:
         ]
         np.testing.assert_allclose(together, np.concatenate(alone, axis=1), atol=1e-6)
 
+    @pytest.mark.first_quick
     def test_rows_that_see_nothing_are_zero_with_finite_gradients(self, form, softcap):
         arrays = inputs()
         segments = np.array([[1, 1, 3, 2, 2, 2, 2]] * 2), np.array([[1, 1, 1, 2, 2, 2, 2]] * 2)

@@ -137,6 +137,7 @@ def test_values_and_gradients(kind, segments):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 
 
+@pytest.mark.slow
 @causal_kinds
 def test_gradients_of_later_tokens_are_exactly_zero(kind):
     """And of tokens of other segments; all others are not."""
@@ -180,6 +181,7 @@ def test_both_directions_see_all_of_their_segment():
     np.testing.assert_array_equal(matrix > 0, segments[0][:, None] == segments[0])
 
 
+@pytest.mark.slow
 @all_kinds
 def test_two_segments_are_two_calls(kind):
     arrays = draw(kind, 24)
@@ -190,6 +192,7 @@ def test_two_segments_are_two_calls(kind):
     np.testing.assert_allclose(together, np.concatenate(alone, axis=1), atol=2e-6)
 
 
+@pytest.mark.first_quick
 @all_kinds
 def test_what_is_in_the_padding_does_not_matter(kind):
     """Not a bit of it: for what comes out for other tokens, and for the state."""
@@ -207,6 +210,7 @@ def test_what_is_in_the_padding_does_not_matter(kind):
     jax.tree.map(np.testing.assert_array_equal, state, other_state)
 
 
+@pytest.mark.slow
 @all_kinds
 def test_the_size_of_chunks_changes_nothing(kind):
     arrays = draw(kind)
@@ -217,6 +221,7 @@ def test_the_size_of_chunks_changes_nothing(kind):
         np.testing.assert_allclose(got, want, atol=5e-6)
 
 
+@pytest.mark.slow
 @causal_kinds
 def test_pieces_are_the_whole(kind):
     """Pieces of several tokens and of one, with padding at their ends and without."""
@@ -233,6 +238,7 @@ def test_pieces_are_the_whole(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, want_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [GatedLinear(), GatedDelta()], ids=str)
 def test_finite_differences(kind):
     """Of everything, gates and the first state too, in float64."""
@@ -250,6 +256,7 @@ def test_finite_differences(kind):
         check_grads(both, (*arrays, state), order=1, modes=['rev'], eps=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('causality', [0, 1])
 def test_the_performer_nears_softmax_attention(causality):
     """Its mean error falls about with the root of the features: 16 times as many, a quarter."""
@@ -283,6 +290,7 @@ def test_directions_are_orthogonal_and_of_the_length_of_gaussian_vectors():
     assert (w != kinds.directions(64 * 40, 64, 4)).all()
 
 
+@pytest.mark.first_quick
 @all_kinds
 def test_extremes_stay_finite_and_exact(kind):
     """Decays to nothing at once, keys that repeat, and weights of 1e40 to 1."""

@@ -96,6 +96,7 @@ def oracle(arrays, spec, segments=None, extras=None):
     return out
 
 
+@pytest.mark.first_quick
 @specs
 @pytest.mark.parametrize(
     ('segments', 'extras'), [(None, None), (SEGMENTS, EXTRAS)], ids=['one', 'packed']
@@ -136,6 +137,7 @@ def dense(arrays, spec, picked):
     return sum(x * gates[..., i, None] for i, x in enumerate(branches))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spec', [SPECS[0], SPECS[2]], ids=str)
 def test_gradients_are_those_of_the_plain_form_with_the_same_choice(spec):
     """Of all arguments: queries, keys, values, gates and the weights of summaries."""
@@ -159,6 +161,7 @@ def test_gradients_are_those_of_the_plain_form_with_the_same_choice(spec):
         assert np.abs(b).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spec', [SPECS[0], SPECS[2]], ids=str)
 def test_nothing_depends_on_what_comes_later(spec):
     """No bit of an output, with gradients to later tokens that are exactly zero."""
@@ -181,6 +184,7 @@ def test_nothing_depends_on_what_comes_later(spec):
         assert np.abs(gradients[2][:, t]).max() > 0
 
 
+@pytest.mark.slow
 def test_documents_do_not_touch_each_other():
     """No bit of an output depends on other documents; from a whole block on, they are as alone."""
     spec = SPECS[0]
@@ -226,6 +230,7 @@ def temporary(length):
     return gradient.lower(shapes).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_follows_the_length():
     half, whole = temporary(4096), temporary(8192)
     assert whole < 2.2 * half

@@ -74,6 +74,7 @@ def pulled(name, packed, sequence):
         return grad(*(jax.device_put(x, sharding) for x in inputs))
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('sequence', [2, 4])
 @pytest.mark.parametrize('packed', SEGMENTS)
 @pytest.mark.parametrize('name', KINDS)

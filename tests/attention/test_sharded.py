@@ -60,6 +60,7 @@ def pulled(case, packed, sequence, slopes=None):
         return grad(*(jax.device_put(x, sharding) for x in arrays[:3]))
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('packed', [False, True])
 @pytest.mark.parametrize('sequence', [2, 4])
 @pytest.mark.parametrize('case', CASES)
@@ -70,6 +71,7 @@ def test_split_positions_change_nothing(case, sequence, packed):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('case', ['causal', 'causal & window(20)'])
 def test_distances_are_those_of_the_whole_row(case):
     slopes = (0.5, 0.25, 0.125, 0.1)
@@ -77,6 +79,7 @@ def test_distances_are_those_of_the_whole_row(case):
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_what_the_mesh_cannot_divide_is_left_to_the_compiler():
     """One row, or heads that are fewer than the devices they would go to."""
     for batch, groups in ((1, 2), (4, 1)):

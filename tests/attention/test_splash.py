@@ -83,6 +83,7 @@ def test_global_tokens_as_parts_of_their_own(mask, monkeypatch):
     check(arrays(batch=1, heads=1, groups=1, length=length), mask)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('mask', 'heads', 'groups', 'segments', 'softcap'),
     [

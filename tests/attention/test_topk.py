@@ -96,6 +96,7 @@ def dense(query, key, value, picked, spec, segments=None):
     return jnp.einsum('bhts,bshk->bthk', weights, value)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('spec', 'segments'),
     [(SPECS[0], SEGMENTS), (SPECS[1], None), (SPECS[2], None), (SPECS[3], SEGMENTS)],

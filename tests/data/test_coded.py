@@ -145,6 +145,7 @@ def test_every_window_begins_with_its_codes_and_scores_each_token_once(
     assert begins[False, tuple(EXPECTED[3])] >= 3  # Windows from the middle.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('crop', [True, False])
 def test_dropout_leaves_out_all_codes_of_a_window_at_its_rate(crop, data, split):
     data = dataclasses.replace(data, code_dropout=0.25, random_crop=crop)
@@ -180,6 +181,7 @@ def test_a_stride_longer_than_what_codes_leave(data, split):
         pipeline.eval_dataset(split, data, objective, 13, 1)
 
 
+@pytest.mark.slow
 def test_crops_of_documents_with_codes_begin_anywhere(data, split):
     data = dataclasses.replace(data, random_crop=True)
     rows = [pipeline.describe(split, data, objective, 1, i)['rows'] for i in range(200)]

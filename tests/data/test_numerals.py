@@ -180,6 +180,7 @@ def as_num2words(language, number):
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('language', ['en', 'de', 'fr'])
 def test_as_num2words_has_it(language):
     compared = 0

@@ -196,6 +196,7 @@ def captions(shared_data):
     return {k: text_of(shared_data / f'multi30k/train.{k}.gz') for k in ('en', 'de', 'fr')}
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     'spec',
     [

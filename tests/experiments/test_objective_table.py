@@ -16,6 +16,8 @@ from lm import run as runs
 from lm.models.electra import Electra
 from lm.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 
 def made_up(case):
     """Returns a record of a run that never was."""

@@ -70,6 +70,7 @@ def test_heads_that_do_not_divide(changes, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_qk_norm_makes_attention_blind_to_the_size_of_its_input():
     x = jax.random.normal(jax.random.key(0), (1, 5, 16))
     module = Attention(model_config(qk_norm=True), Causal())
@@ -79,6 +80,7 @@ def test_qk_norm_makes_attention_blind_to_the_size_of_its_input():
     np.testing.assert_allclose(small, large, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_write_puts_each_row_at_its_own_places():
     cache = {name: jnp.zeros((2, 1, 5, 1)) for name in ('key', 'value')}
     new = jnp.arange(1.0, 5.0).reshape(2, 2, 1, 1)
@@ -87,6 +89,7 @@ def test_write_puts_each_row_at_its_own_places():
     np.testing.assert_array_equal(got['value'], -got['key'])
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('placement', PLACEMENTS)
 def test_placement(placement):
     c = model_config(norm_placement=placement, norm='layernorm', position='none')
@@ -122,6 +125,7 @@ def test_placement(placement):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_only_when_asked_and_by_its_rng():
     c = model_config(dropout=0.5)
     x = jax.random.normal(jax.random.key(0), (2, 3, 16))

@@ -15,6 +15,7 @@ def plain(x, kernel, bias, inputs):
 
 
 # The rows of the last are more than the CPU's product sums at a time.
+@pytest.mark.first_quick
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('biased', [False, True])
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def make_layer(text, **changes):
     return functools.partial(layer.apply, {'params': drawn(shapes)}), kind, c
 
 
+@pytest.mark.slow
 @all_kinds
 def test_gradients_of_later_tokens_are_exactly_zero(text):
     apply, *_ = make_layer(text)
@@ -71,6 +72,7 @@ def test_gradients_of_later_tokens_are_exactly_zero(text):
     np.testing.assert_array_equal(matrix > 0, seen)
 
 
+@pytest.mark.slow
 @all_kinds
 def test_packed_documents_are_as_alone(text):
     """In values and gradients of parameters, whatever is in the padding."""
@@ -115,6 +117,7 @@ def test_packed_documents_are_as_alone(text):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     'changes', [{}, {'qk_norm': True, 'bias': True, 'position': 'none'}], ids=str
 )
@@ -148,6 +151,7 @@ def test_a_layer_in_pieces_is_the_whole(text, changes):
         starts, counts = starts + counts, np.array([4, 4, 4])
 
 
+@pytest.mark.slow
 @all_kinds
 def test_generation_is_argmax_repeated(text):
     """Prompts of unequal lengths, in a pattern with a window that the cache forgets beyond."""

@@ -68,6 +68,7 @@ def tokens(batch, length, seed=0):
     return np.random.default_rng(seed).integers(VOCAB, size=(batch, length)).astype(np.int32)
 
 
+@pytest.mark.first_quick
 @variants
 def test_a_target_sees_all_of_its_source_and_no_later_target(name):
     model, params = made(name)
@@ -96,6 +97,7 @@ def test_a_target_sees_all_of_its_source_and_no_later_target(name):
 
 
 # `global_tokens(1)` of the patterns counts from the start of the row.
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', [name for name in VARIANTS if name != 'patterns'])
 def test_packed_pairs_are_as_pairs_in_rows_of_their_own(name):
     model, params = made(name)
@@ -116,6 +118,7 @@ def test_packed_pairs_are_as_pairs_in_rows_of_their_own(name):
     np.testing.assert_allclose(packed.reshape(want.shape), want, atol=2e-5)
 
 
+@pytest.mark.first_quick
 @variants
 def test_decoding_is_the_forward_pass(name):
     model, params = made(name)
@@ -137,6 +140,7 @@ def test_decoding_is_the_forward_pass(name):
     np.testing.assert_allclose(logits, want, atol=3e-5)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     'mask', ['full', 'window(2)', 'longformer(2, 1)', 'bigbird(3, 1, 1)', 'linear(causal=0)']
 )

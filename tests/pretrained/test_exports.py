@@ -76,6 +76,7 @@ def nats(logits, targets):
     ).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['gpt2', 'qwen3'])
 def test_a_decoder_has_the_same_perplexity_and_text(name, trained):
     ours, folder = trained(name)

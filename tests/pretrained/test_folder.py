@@ -21,6 +21,8 @@ from lm.checkpoint import Checkpoints
 from lm.errors import InputError
 from lm.inference import LanguageModel
 
+pytestmark = pytest.mark.usefixtures('no_charts')
+
 SMALL = {'num_layers': 2, 'embed_dim': 32, 'num_heads': 2, 'vocab_multiple': 1, 'dtype': 'float32'}
 # Config, what differs, and the family that it is of.
 CASES = {
@@ -81,6 +83,7 @@ def same_bits(first, second):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', CASES)
 def test_what_is_written_is_read_with_the_same_bits(name, tmp_path):
     model = make(name)
@@ -107,6 +110,7 @@ def test_a_mesh_gets_its_parts(folder):
         pretrained.from_pretrained(folder, overrides={'mesh.fdsp': 2})
 
 
+@pytest.mark.slow
 def test_import_makes_a_workdir_and_export_gives_the_folder_back(folder, tmp_path):
     said = []
     run = pretrained.import_model(folder, tmp_path / 'run', say=said.append)

@@ -19,6 +19,8 @@ from lm.errors import InputError
 from lm.inference import LanguageModel
 from lm.tokenizer import Bytes
 
+pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
+
 CASES = {
     'decoder': {},
     'windows': {'attention': ('causal & window(6)', 'causal')},
@@ -66,10 +68,15 @@ def inputs(name, b, t, s):
     return {'tokens': tokens}
 
 
-def expected(name, given):
+@functools.cache
+def forward(name):
     model = built(name)
+    return functools.partial(jax.jit(model.run.steps.model.apply), {'params': model.params})
+
+
+def expected(name, given):
     given = dict(given)
-    made = model.run.steps.model.apply({'params': model.params}, given.pop('tokens'), **given)
+    made = forward(name)(given.pop('tokens'), **given)
     return {key: np.asarray(x) for key, x in made.items()} if isinstance(made, dict) else made
 
 
@@ -86,6 +93,7 @@ np.savez(f'{there}.out.npz', **f.call(*weights, *(given[name] for name in given.
 """
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', CASES)
 def test_any_shape_from_python(name, tmp_path):
     pretrained.save_stablehlo(built(name), tmp_path / 'program')
@@ -103,6 +111,7 @@ def test_any_shape_from_python(name, tmp_path):
             np.testing.assert_allclose(found[key], right[key], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('weights', ['outside', 'inside'])
 def test_without_this_project(weights, tmp_path):
     folder = tmp_path / 'program'
