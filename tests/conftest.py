@@ -24,7 +24,6 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
 
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'first_quick: of its cases all but the first are slow')
     # What another process has half written is compiled here.
     config.addinivalue_line('filterwarnings', 'ignore:Error reading persistent compilation cache')
 

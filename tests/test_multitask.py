@@ -205,7 +205,7 @@ def test_all_tasks_are_learnt(tmp_path):
         ),
         (
             {'a': {'objective': {'name': 'masked'}}, 'b': {'objective': {'name': 'permutation'}}},
-            "config.tasks.b: config.model.attention: 'full' is asked about places",
+            'are of models of different kinds',
         ),
         (
             {'a': {'objective': {'name': 'masked'}}, 'b': {'objective': {'name': 'replaced'}}},
