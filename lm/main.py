@@ -91,7 +91,10 @@ _FAMILY = flags.DEFINE_string(
     'family', '', 'export: gpt2 | llama | bert | t5 | ...; default: the first that has the form.'
 )
 _DTYPE = flags.DEFINE_string(
-    'dtype', 'float32', 'export: of the tensors, float32 | bfloat16 | float16.'
+    'dtype',
+    'float32',
+    'export: of the tensors, float32 | bfloat16 | float16. import: of what the workdir keeps, or keep: '
+    'as in the files.',
 )
 _FORMAT = flags.DEFINE_string(
     'format',
@@ -312,7 +315,7 @@ def _import() -> None:
             '--mode=import takes the config from the folder: leave --config out. --config.KEY=VALUE '
             'changes a key of it.'
         )
-    run = pretrained.import_model(_FROM.value, _WORKDIR.value, _changes(), _say)
+    run = pretrained.import_model(_FROM.value, _WORKDIR.value, _changes(), _say, _DTYPE.value)
     _say(f'{run.steps.parameters:,} parameters: {_WORKDIR.value}')
 
 

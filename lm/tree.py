@@ -61,13 +61,16 @@ def fingerprint(tree: Any) -> jax.Array:
     """Returns a uint32 that changes when a bit of any leaf changes. Traceable.
 
     The words of each leaf are mixed with their index and summed modulo 2**32. Integer sums do not
-    depend on their order, so the result is the same on every mesh.
+    depend on their order, so the result is the same on every mesh. Floats of 16 bits count as the float32
+    of the same value, so that what is kept narrow may be read wide.
     """
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
         leaf = jnp.asarray(leaf)
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
+        if leaf.dtype.itemsize == 2 and jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = leaf.astype(jnp.float32)
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(leaf.dtype.itemsize, jnp.uint32)
         if leaf.dtype == jnp.bool_:
             words = leaf.astype(jnp.uint32)

@@ -250,3 +250,16 @@ def test_fingerprint_sees_one_bit_and_not_the_mesh():
     sharded = jax.device_put(state, jax.tree.map(lambda s: s.sharding, steps.shapes))
     assert int(fingerprint(sharded)) == value
     assert fingerprint(state).dtype == jnp.uint32
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_fingerprint_of_narrow_floats_is_that_of_their_values(dtype):
+    values = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    values = values[np.isfinite(values)]
+    fingerprint = jax.jit(tree.fingerprint)
+    whole = int(fingerprint(values))
+    assert int(fingerprint(values.astype(np.float32))) == whole
+    for place in (0, 1, 40_000):
+        changed = values.copy()
+        changed.view(np.uint16)[place] ^= 1
+        assert int(fingerprint(changed)) != whole

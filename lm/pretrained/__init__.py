@@ -75,6 +75,7 @@ def import_model(
     workdir: str | Path,
     overrides: dict[str, Any] | None = None,
     say: Callable[[str], None] = print,
+    dtype: str = 'float32',
 ) -> Run:
     """Makes a workdir of a folder: config, tokenizer, and a checkpoint of step 0 that holds the parameters.
 
@@ -87,14 +88,21 @@ def import_model(
             and log, the optimizer is that of the config (`configs/base.py`), and the model is to be trained
             further; else it keeps no state, and cannot be.
         say: prints a line for a person.
+        dtype: of the parameters in the checkpoint, as in `from_pretrained`. Who loads it has float32.
 
     Raises:
-        InputError: as in `from_pretrained`, or the workdir holds a run.
+        InputError: as in `from_pretrained`, or the workdir holds a run, or a model that is to be trained
+            is not to have float32.
     """
-    folder, workdir = Path(folder), Path(workdir)
+    folder, workdir, overrides = Path(folder), Path(workdir), overrides or {}
+    trains = bool(_sections(overrides) - _OF_USE)
+    if trains and dtype != 'float32':
+        raise InputError(
+            f"dtype = '{dtype}' is for a model that is used as it is; what is trained further has float32."
+        )
     if workdir.is_dir() and any(workdir.iterdir()):
         raise InputError(f"workdir '{workdir}' is not empty: give a new one.")
-    model, family = _read(folder, 'float32', overrides or {}, say)
+    model, family = _read(folder, dtype, overrides, say)
     run = model.run
     with jax.set_mesh(run.mesh):
         state = run.steps.begin(model.params)
@@ -109,7 +117,7 @@ def import_model(
     with Checkpoints(workdir, run.config.checkpoint, say) as checkpoints:
         checkpoints.save(0, state, {'next_index': 0}, None)
     event = f'{runs.IMPORTED} from {folder.name} ({family.name})'
-    runs.add_history(workdir, event, 0, trains=bool(_sections(overrides or {}) - _OF_USE))
+    runs.add_history(workdir, event, 0, trains=trains)
     return run
 
 

@@ -391,6 +391,25 @@ def test_training_goes_on_from_an_import(folder, tmp_path):
         lm.train(config, tmp_path / 'other')
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'keep'])
+def test_an_import_keeps_a_precision(dtype, tmp_path):
+    kind = 'bfloat16' if dtype == 'keep' else dtype
+    pretrained.save(make('gpt2'), tmp_path / 'model', dtype=kind)
+    pretrained.import_model(tmp_path / 'model', tmp_path / 'run', dtype=dtype)
+    pretrained.import_model(tmp_path / 'model', tmp_path / 'wide')
+    sizes = [
+        sum(path.stat().st_size for path in (tmp_path / name / 'checkpoints').rglob('*'))
+        for name in ('run', 'wide')
+    ]
+    assert sizes[0] < 0.8 * sizes[1]
+    same_bits(lm.load(tmp_path / 'run').params, lm.load(tmp_path / 'wide').params)
+    pretrained.save(lm.load(tmp_path / 'run'), tmp_path / 'again', dtype=kind)
+    files = [(tmp_path / name / 'model.safetensors').read_bytes() for name in ('model', 'again')]
+    assert files[0] == files[1]
+    with pytest.raises(InputError, match='what is trained further has float32'):
+        pretrained.import_model(tmp_path / 'model', tmp_path / 'b', {'seed': 1}, dtype=dtype)
+
+
 def test_the_state_of_an_import_is_of_its_parameters(folder, tmp_path):
     """Optimizers that remember parameters remember these; and there is an average where one is kept."""
     over = {'optimizer.name': 'schedule_free_adamw', 'optimizer.ema_decay': 0.9}
