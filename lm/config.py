@@ -425,25 +425,34 @@ def parse(config: ConfigDict) -> Config:
         InputError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    parsed = _parse(Config, values, '')
+    parsed = typed(Config, values)
     _check_tasks(parsed)
     return parsed
 
 
-def _parse(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+def typed(cls: type, values: Mapping[str, Any], base: str = 'configs/base.py') -> Any:
+    """Returns a dataclass of nested dicts, with all its keys and no other, each of its type.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    return _parse(cls, values, '', base)
+
+
+def _parse(cls: type, values: Mapping[str, Any], prefix: str, base: str = 'configs/base.py') -> Any:
     fields = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
             raise InputError(f'config.{prefix}{key} is not a config key.{nearest(key, fields)}')
     for key in fields:
         if key not in values:
-            raise InputError(f'config.{prefix}{key} is missing: start from configs/base.py.')
-    return cls(**{k: _value(kind, values[k], f'{prefix}{k}') for k, kind in fields.items()})
+            raise InputError(f'config.{prefix}{key} is missing: start from {base}.')
+    return cls(**{k: _value(kind, values[k], f'{prefix}{k}', base) for k, kind in fields.items()})
 
 
-def _value(kind: Any, value: Any, name: str) -> Any:
+def _value(kind: Any, value: Any, name: str, base: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _parse(kind, value, f'{name}.')
+        return _parse(kind, value, f'{name}.', base)
     if kind == tuple[str, ...]:
         if isinstance(value, str):
             value = (value,)
