@@ -11,7 +11,7 @@ FLOORS = [
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
         *('pretrained_tokenizer', 'vocabulary', 'codes'),
-        *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics'),
+        *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics', 'command'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},
@@ -31,10 +31,10 @@ FLOORS = [
         'compare',
         'page',
         'predictions',
-        *('likelihood', 'harness'),
+        *('likelihood', 'harness', 'corpus_report'),
     },
     {'pretrained'},
-    {'main'},
+    {'main', 'corpus'},
 ]
 HOST_SIDE, DEVICE_SIDE = {'data', 'objectives', 'tasks'}, {'attention', 'layers', 'models'}
 FILES = [p for p in sorted(PACKAGE.rglob('*.py')) if p != PACKAGE / '__init__.py']

@@ -161,25 +161,28 @@ class Clean(Stage):
         shard = work.shards[rank]
         account = ledger.Ledger(chosen.report.examples)
         todo = [s for s in steps.build(chosen) if not s.sources or shard.source in s.sources]
-        for step in todo:
-            account.step(step.name)
+        for name in ('reading', *(step.name for step in todo)):
+            account.step(name)
         evaluation = work.path('evaluation.npz')
         index = contamination.load(evaluation) if evaluation.exists() else None
         prints = _Fingerprints(chosen)
         output = work.cleaned(rank)
         output.parent.mkdir(parents=True, exist_ok=True)
         writer = shards.JsonlWriter(output)
+        begun = time.perf_counter()
         for document in _read(shard, chosen):
+            account.note('reading', document.text, document.text, '', begun)
             account.came(shard.source, ledger.utf8(document.text))
             dropped = _through(document, todo, account)
             if not dropped:
-                hashed = prints.words(document.text)
+                hashed = prints.words(document.text, account)
                 dropped = _contaminated(document, hashed, index, account)
             if dropped:
                 _plant(account, document, dropped, chosen)
-                continue
-            prints.add(document.text, hashed)
-            writer.write(shards.to_line(_record(document, shard.source)))
+            else:
+                prints.add(document.text, hashed, account)
+                writer.write(shards.to_line(_record(document, shard.source)))
+            begun = time.perf_counter()
         prints.write(work, rank)
         writer.close()
         _write_notes(work.notes(self.name, rank), account)
@@ -234,6 +237,14 @@ def _plant(account: ledger.Ledger, found: Any, dropped: str, chosen: Options) ->
         account.plant(str(fields.get(chosen.report.planted, '')), dropped)
 
 
+def _became(record: shards.Json) -> str:
+    """Says of a kept document whether it is what it should be, where its field `truth` tells."""
+    if not record.get('truth'):
+        return 'kept'
+    same = record['text'].split() == record['truth'].split()
+    return 'restored' if same else 'kept, not restored'
+
+
 class _Fingerprints:
     """Hashes of a shard's documents, by which they are compared with others."""
 
@@ -246,12 +257,16 @@ class _Fingerprints:
         self._signatures: list[np.ndarray] = []
         self._documents = 0
 
-    def words(self, text: str) -> np.ndarray:
+    def words(self, text: str, account: ledger.Ledger) -> np.ndarray:
         """Returns the hashes of a text's words, uint64; none where nothing needs them."""
-        return words.hashes(words.normal(text) if self._needs_words else (), self._known)
+        begun = time.perf_counter()
+        hashed = words.hashes(words.normal(text) if self._needs_words else (), self._known)
+        account.step('hashing')['seconds'] += time.perf_counter() - begun
+        return hashed
 
-    def add(self, text: str, hashed: np.ndarray) -> None:
+    def add(self, text: str, hashed: np.ndarray, account: ledger.Ledger) -> None:
         """Takes in the next document that is kept."""
+        begun = time.perf_counter()
         for level, parts in self._parts.items():
             least = self._options.min_characters
             found = list(exact.hashes(text, self._documents, level, least))
@@ -259,6 +274,7 @@ class _Fingerprints:
         if self._minhash:
             self._signatures.append(self._minhash.of(hashed))
         self._documents += 1
+        account.note('hashing', text, text, '', begun)
 
     def write(self, work: Work, rank: int) -> None:
         for level, parts in self._parts.items():
@@ -322,7 +338,7 @@ class Write(Stage):
         for number, line in enumerate(shards.read_jsonl(work.cleaned(rank))):
             record = json.loads(line)
             dropped = repeats.judge(number, record, account)
-            _plant(account, record, dropped, chosen)
+            _plant(account, record, dropped or _became(record), chosen)
             if dropped:
                 continue
             split = split_of(record['id'], chosen.split)
