@@ -16,7 +16,7 @@ from lm.data.corpus.stages import Stage, Work
 from lm.environment import host
 from lm.page import number
 from lm.plots import Series, chart
-from lm.writer import atomic_write, duration, short
+from lm.writer import atomic_write, duration
 
 Json = dict[str, Any]
 _PACKAGES = ('datatrove', 'ftfy', 'trafilatura', 'numpy', 'pyarrow')
@@ -125,8 +125,8 @@ def _contamination(work: Work, total: ledger.Ledger) -> Json:
 
 
 def megabytes(size: float) -> str:
-    """Returns bytes for people: 12.3 MB."""
-    return f'{short(size)}B'
+    """Returns bytes for people, in MB."""
+    return f'{size / 1e6:,.2f}'
 
 
 def headline(found: Json) -> list[tuple[str, str]]:
@@ -140,7 +140,7 @@ def headline(found: Json) -> list[tuple[str, str]]:
         ('documents kept', number(kept[0])),
         ('of the documents', f'{100 * kept[0] / max(1, came[0]):.1f} %'),
         ('of the bytes', f'{100 * kept[1] / max(1, came[1]):.1f} %'),
-        ('kept', megabytes(kept[1])),
+        ('MB kept', megabytes(kept[1])),
         ('processor time', duration(sum(step['seconds'] for step in found['steps']))),
     ]
 
@@ -153,7 +153,7 @@ def _why(step: Json) -> str:
 
 def funnel(found: Json) -> tuple[list[str], list[list[str]]]:
     """Returns head and rows of the table of steps."""
-    head = ['step', 'documents', 'dropped', 'changed', 'text', 'MB/s', 'why dropped']
+    head = ['step', 'documents', 'dropped', 'changed', 'MB', 'MB/s', 'why dropped']
     rows = []
     for step in found['steps']:
         speed = step['bytes'] / 1e6 / step['seconds'] if step['seconds'] else None
@@ -164,7 +164,7 @@ def funnel(found: Json) -> tuple[list[str], list[list[str]]]:
                 number(step['documents'] - step['kept']),
                 number(step['changed']),
                 megabytes(step['kept_bytes']),
-                page.NOTHING if speed is None else f'{speed:.3g}',
+                page.NOTHING if speed is None else number(speed, 3),
                 _why(step),
             ]
         )
@@ -195,7 +195,7 @@ def _tables(found: Json) -> Iterator[tuple[str, str, list[str], list[list[str]]]
             'space; of good documents what is dropped is dropped falsely.'
         )
         yield 'Planted faults', words, *planted_table(found)
-    head = ['source', 'documents', 'kept', 'text', 'text kept']
+    head = ['source', 'documents', 'kept', 'MB', 'MB kept']
     yield (
         'Sources',
         '',
@@ -215,7 +215,7 @@ def _tables(found: Json) -> Iterator[tuple[str, str, list[str], list[list[str]]]
         [name, number(s['documents']), number(s['shards']), megabytes(s['size'])]
         for name, s in found['splits'].items()
     ]
-    yield 'Splits', words, ['split', 'documents', 'shards', 'on disk'], rows
+    yield 'Splits', words, ['split', 'documents', 'shards', 'MB on disk'], rows
     if found['contamination']:
         size = found['config']['contamination.ngram']
         words = (
@@ -377,6 +377,6 @@ def say(found: Json, tell: Callable[[str], None]) -> None:
     tell(page.text_table(head[:6], [row[:6] for row in rows]))
     for title, _, names, cells in itertools.islice(_tables(found), 1 + bool(found['planted'])):
         if title == 'Planted faults':
-            tell('\n' + page.text_table(names[:6], [row[:6] for row in cells]))
+            tell('\n' + page.text_table(names, cells))
     told = (f'{split} {s["documents"]:,}' for split, s in found['splits'].items())
     tell(f'\nDocuments: {", ".join(told)}')

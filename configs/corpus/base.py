@@ -75,12 +75,12 @@ def get_config() -> ConfigDict:
             'boilerplate': 0,
             # float, similarity. Documents whose sets of shingles have this Jaccard similarity are near
             # duplicates, as estimated by MinHash. 0 = off.
-            'near': 0.5,
+            'near': 0.4,
             'shingle': 5,  # int, words. FineWeb: 5.
             # int. Documents are compared where all `rows` hashes of one of the bands agree. More bands find
             # more pairs, more rows find fewer; the report draws the curve. FineWeb: 14 and 8.
-            'bands': 28,
-            'rows': 4,  # int.
+            'bands': 40,
+            'rows': 3,  # int.
         }
     )
 

@@ -159,25 +159,29 @@ def _long_enough(document: Document, least: int) -> str:
     return '' if words.count(text[: 40 * least]) >= least or words.count(text) >= least else 'short'
 
 
-_PART = 400  # Characters of the begin, the middle and the end that tell the language.
+# Languages of which ISO 639 knows a common one.
+_MEMBERS = {'wuu': 'zh', 'yue': 'zh', 'nb': 'no', 'nn': 'no'}
+_PART = 200  # Characters of the begin, the middle and the end that tell the language.
 
 
 def _identifier(languages: tuple[str, ...], least: float) -> Rule:
     from py3langid import langid
 
     model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    known = dict.fromkeys(_MEMBERS.get(label, str(label)) for label in model.labels)
     for language in languages:
-        lookup(dict.fromkeys(model.labels), language, 'config.clean.languages')
+        lookup(known, language, 'config.clean.languages')
 
     def identify(document: Document) -> str:
         text, middle = document.text, len(document.text) // 2
         if len(text) > 3 * _PART:
             text = f'{text[:_PART]} {text[middle : middle + _PART]} {text[-_PART:]}'
         language, score = model.classify(text)
-        document.metadata['language'] = str(language)
+        language = _MEMBERS.get(language, str(language))
+        document.metadata['language'] = language
         if score < least:
             return 'no language'
-        return '' if language in languages else str(language)
+        return '' if language in languages else language
 
     return identify
 

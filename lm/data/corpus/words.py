@@ -17,7 +17,8 @@ _ALONE = (
     '\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'
 )
 _WORD = re.compile(f"[{_ALONE}]|[^\\W_{_ALONE}]+(?:['’][^\\W_{_ALONE}]+)*")
-_WORD_OR_MARK = re.compile(f"[{_ALONE}]|[^\\W_{_ALONE}]+(?:['’][^\\W_{_ALONE}]+)*|[^\\w\\s]|_")
+# A word with the marks behind it, as it stands between spaces.
+_SPACED = re.compile(f'[{_ALONE}][^\\w\\s]*|[^\\s{_ALONE}]+')
 _LONE = re.compile(f'[{_ALONE}]')
 _ACCENTS = re.compile('[\u0300-\u036f]+')
 _DIGITS = re.compile(r'\d+')
@@ -26,13 +27,13 @@ _SENTENCE_END = re.compile(r'[.!?…]+[\'")\]”’]*(?=\s|$)|[。！？]+[”�
 _SAMPLE = 2000  # Characters that tell the script.
 
 
-def tokens(text: str) -> list[str]:
-    """Returns words and marks.
+def spaced(text: str) -> list[str]:
+    """Returns words as white space has them, with their marks.
 
-    >>> tokens("Don't stop: 你好!")
-    ["Don't", 'stop', ':', '你', '好', '!']
+    >>> spaced("Don't stop! 你好, x")
+    ["Don't", 'stop!', '你', '好,', 'x']
     """
-    return _WORD_OR_MARK.findall(text)
+    return _SPACED.findall(text)
 
 
 def count(text: str) -> int:
@@ -66,10 +67,10 @@ def sentences(text: str) -> list[str]:
 
 
 class Tokenizer(WordTokenizer):
-    """The same for datatrove's filters."""
+    """The same for datatrove's filters, whose papers count words between spaces."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        return tokens(text)
+        return spaced(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
         return sentences(text)
