@@ -30,7 +30,7 @@ class Report(Stage):
 
     name = 'report'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         found = facts(self.work)
         folder = self.work.folder
         atomic_write(folder / 'report.json', json.dumps(found, indent=1, ensure_ascii=False))

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import datatrove.executor.base as base
+import multiprocess
 import tqdm
 from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils import logging as datatrove_logging
 from loguru import logger
@@ -32,12 +34,26 @@ def log_to_files_only() -> None:
     base.add_task_logger = begin
 
 
-def _local(step: PipelineStep, tasks: int, run: Run, folder: Path, before: Any) -> PipelineExecutor:
-    from datatrove.executor.local import LocalPipelineExecutor
+class _Local(LocalPipelineExecutor):
+    """Processes of this machine; with one at a time, this one."""
 
-    # What was read as one shard is so little that processes would only cost time.
-    workers = min(run.tasks or cores(), tasks, len(step.work.shards))
-    return LocalPipelineExecutor([step], tasks, workers, str(folder), **run.options)
+    def run(self) -> None:
+        if self.workers == 1:
+            for rank in self.get_incomplete_ranks():
+                self._run_for_rank(rank)
+            return
+        # datatrove's manager would be a fork of this process, which has threads, and might never answer.
+        before = multiprocess.get_start_method(allow_none=True)
+        multiprocess.set_start_method(self.start_method, force=True)
+        try:
+            super().run()
+        finally:
+            multiprocess.set_start_method(before, force=True)
+
+
+def _local(step: PipelineStep, tasks: int, run: Run, folder: Path, before: Any) -> PipelineExecutor:
+    workers = min(run.tasks or cores(), tasks)
+    return _Local([step], tasks, workers, str(folder), **run.options)
 
 
 def _ray(step: PipelineStep, tasks: int, run: Run, folder: Path, before: Any) -> PipelineExecutor:

@@ -74,7 +74,7 @@ class Run:
 
     executor: str
     tasks: int
-    shard_mb: int
+    shard_mb: float
     keep_work: bool
     options: Mapping[str, Any]
 
@@ -117,12 +117,9 @@ _CHOICES = {
     'run.executor': ('local', 'slurm', 'ray'),
 }
 _RANGES = {
-    r'clean\.max_characters|contamination\.\w+|duplicates\.(shingle|bands|rows)|run\.shard_mb': (
-        1,
-        None,
-    ),
+    r'clean\.max_characters|contamination\.\w+|duplicates\.(shingle|bands|rows)': (1, None),
     r'clean\.(max_invalid|language_score)|duplicates\.near|split\.(valid|test)': (0, 1),
-    r'clean\.min_words|duplicates\.(min_characters|boilerplate)|run\.tasks|report\.\w+s': (0, None),
+    r'clean\.min_words|duplicates\.(min_characters|boilerplate)|run\.\w+|report\.\w+s': (0, None),
 }
 
 

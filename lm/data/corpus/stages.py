@@ -2,8 +2,8 @@
 
     index   what models will be evaluated on                                      1 task
     clean   a shard's documents through the steps; hashes of what is left         a task a shard
-    exact   what occurred before, letter by letter                                a task a range of hashes
-    near    documents that agree in a band of hashes (datatrove's)                a task a band
+    exact   what occurred before, letter by letter                                tasks of ranges of hashes
+    near    documents that agree in a band of hashes (datatrove's)                tasks of bands
     groups  which of them are near duplicates                                     1 task
     write   the others, by split                                                  a task a shard
 
@@ -132,9 +132,10 @@ class Stage(PipelineStep):
         """Does the task with this number."""
         if multiprocess.parent_process():  # Ctrl-C is the matter of the process that waits.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.task(rank)
+        self.task(rank, world_size)
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
+        """Does the task `rank` of so many."""
         raise NotImplementedError
 
 
@@ -144,7 +145,7 @@ class Stage(PipelineStep):
 class Index(Stage):
     name = 'index'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         chosen = self.work.options
         place = 'config.contamination.evaluation'
         sets = options.named(chosen.contamination.evaluation, chosen, place)
@@ -156,7 +157,7 @@ class Index(Stage):
 class Clean(Stage):
     name = 'clean'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         work, chosen = self.work, self.work.options
         shard = work.shards[rank]
         account = ledger.Ledger(chosen.report.examples)
@@ -290,29 +291,32 @@ class _Fingerprints:
 class Exact(Stage):
     name = 'exact'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         work = self.work
+        names = [f'{shard:05d}.npy' for shard in range(len(work.shards))]
         for level in exact.levels(work.options.duplicates):
-            names = (f'{shard:05d}.npy' for shard in range(len(work.shards)))
-            parts = [exact.partition(work.path('hashes', level, name), rank) for name in names]
-            found = exact.find(parts, level, work.options.duplicates)
-            _save(work.path('exact', level, f'{rank:03d}.npy'), found)
+            paths = [work.path('hashes', level, name) for name in names]
+            for number in range(rank, exact.PARTITIONS, tasks):
+                parts = [exact.partition(path, number) for path in paths]
+                found = exact.find(parts, level, work.options.duplicates)
+                _save(work.path('exact', level, f'{number:03d}.npy'), found)
 
 
 class Near(Stage):
     name = 'near'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         config = near.config(self.work.options.duplicates)
         bands, pairs = self.work.path('bands'), self.work.path('pairs')
         search = MinhashDedupBuckets(str(bands), str(pairs), config=config, lines_to_buffer=1000)
-        search.run(None, rank, config.num_buckets)
+        for band in range(rank, config.num_buckets, tasks):
+            search.run(None, band, config.num_buckets)
 
 
 class Groups(Stage):
     name = 'groups'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         work, chosen = self.work, self.work.options
         found = near.pairs(work.path('pairs'))
         files = (work.path('signatures', f'{shard:05d}.npy') for shard in range(len(work.shards)))
@@ -329,7 +333,7 @@ class Groups(Stage):
 class Write(Stage):
     name = 'write'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         work, chosen = self.work, self.work.options
         account = ledger.Ledger(chosen.report.examples)
         repeats = _Repeats(work, rank)
@@ -361,7 +365,7 @@ class Write(Stage):
 class Manifest(Stage):
     name = 'manifest'
 
-    def task(self, rank: int) -> None:
+    def task(self, rank: int, tasks: int) -> None:
         work = self.work
         splits: dict[str, list[shards.Json]] = {split: [] for split in shards.SPLITS}
         for shard in range(len(work.shards)):
@@ -450,9 +454,9 @@ def stages(work: Work) -> list[tuple[Stage, int]]:
         found.append((Index(work), 1))
     found.append((Clean(work), count))
     if exact.levels(chosen.duplicates):
-        found.append((Exact(work), exact.PARTITIONS))
+        found.append((Exact(work), min(exact.PARTITIONS, count)))
     if chosen.duplicates.near:
-        found += [(Near(work), chosen.duplicates.bands), (Groups(work), 1)]
+        found += [(Near(work), min(chosen.duplicates.bands, count)), (Groups(work), 1)]
     return [*found, (Write(work), count)]
 
 

@@ -8,7 +8,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datatrove.data import Document
 from datatrove.pipeline.filters import (
@@ -164,10 +164,15 @@ _MEMBERS = {'wuu': 'zh', 'yue': 'zh', 'nb': 'no', 'nn': 'no'}
 _PART = 200  # Characters of the begin, the middle and the end that tell the language.
 
 
-def _identifier(languages: tuple[str, ...], least: float) -> Rule:
+@functools.cache
+def _model() -> Any:
     from py3langid import langid
 
-    model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+
+
+def _identifier(languages: tuple[str, ...], least: float) -> Rule:
+    model = _model()
     known = dict.fromkeys(_MEMBERS.get(label, str(label)) for label in model.labels)
     for language in languages:
         lookup(known, language, 'config.clean.languages')

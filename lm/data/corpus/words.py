@@ -6,7 +6,7 @@ counts as a word.
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from datatrove.utils.word_tokenizers import WordTokenizer
@@ -59,11 +59,18 @@ def sentences(text: str) -> list[str]:
     >>> sentences('It is 3.5. Or? 你好。再见。')
     ['It is 3.5.', 'Or?', '你好。', '再见。']
     """
-    whole, start = [], 0
-    for match in _SENTENCE_END.finditer(text):
-        whole.append(text[start : match.end()].strip())
-        start = match.end()
-    return [found for found in [*whole, text[start:].strip()] if found]
+    return [text[start:stop] for start, stop in _spans(text)]
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yields where sentences begin and end, without the white space around them."""
+    start = 0
+    for stop in (*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)):
+        found = text[start:stop]
+        if shown := found.strip():
+            begin = start + len(found) - len(found.lstrip())
+            yield begin, begin + len(shown)
+        start = stop
 
 
 class Tokenizer(WordTokenizer):
@@ -76,7 +83,7 @@ class Tokenizer(WordTokenizer):
         return sentences(text)
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
+        return list(_spans(text))
 
 
 def has_spaces(text: str) -> bool:
