@@ -1,6 +1,7 @@
 """Where tasks run: processes of this machine, Slurm, or Ray, by datatrove's executors."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 import threading
@@ -62,6 +63,8 @@ def _ray(step: PipelineStep, tasks: int, run: Run, folder: Path, before: Any) ->
         from datatrove.executor.ray import RayPipelineExecutor
     except ImportError:
         raise InputError("config.run.executor = 'ray' needs Ray: pip install ray.") from None
+    if tasks == 1:  # Not worth a process on a node.
+        return _local(step, tasks, dataclasses.replace(run, options={}), folder, before)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level='ERROR')
     workers = run.tasks or -1

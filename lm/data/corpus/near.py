@@ -19,7 +19,8 @@ from lm.data.corpus import words
 from lm.data.corpus.options import Duplicates
 from lm.writer import atomic_write
 
-_ROWS = 4096  # Shingles that are hashed at once.
+_ROWS = 512  # Shingles that are hashed at once, so that they stay in the processor's cache.
+_PRIME = np.uint64((1 << 61) - 1)
 PAIR = np.dtype([('shard_a', '<u4'), ('a', '<u4'), ('shard_b', '<u4'), ('b', '<u4')])
 
 
@@ -46,7 +47,7 @@ class Signatures:
 
     def __post_init__(self) -> None:
         made = MinhashDedupSignature('.', config(self.options), language=words.Tokenizer())
-        self._factors, self._terms = made.parameters
+        self._factors, self._terms = (np.ascontiguousarray(one.T) for one in made.parameters)
 
     def of(self, hashed: np.ndarray) -> np.ndarray:
         """Returns the signature of a text, uint32 [bands * rows].
@@ -56,12 +57,17 @@ class Signatures:
         """
         shingles = words.ngrams(hashed, min(self.options.shingle, max(len(hashed), 1)))
         shingles = np.unique(shingles)
-        least = np.full(self._factors.shape[1], np.uint64((1 << 61) - 1))
+        least = np.full(len(self._factors), _PRIME)
         for start in range(0, len(shingles), _ROWS):
-            some = shingles[start : start + _ROWS, None]
-            permuted = (some * self._factors + self._terms) % np.uint64((1 << 61) - 1)
-            permuted &= np.uint64(0xFFFFFFFF)
-            np.minimum(least, permuted.min(0), out=least)
+            # (shingle * factor + term) mod 2^61 - 1, as 2^61 is 1 there.
+            some = self._factors * shingles[start : start + _ROWS]  # [hashes, shingles]
+            some += self._terms
+            high = some >> np.uint64(61)
+            some &= _PRIME
+            some += high
+            np.subtract(some, _PRIME, out=some, where=some >= _PRIME)
+            some &= np.uint64(0xFFFFFFFF)
+            np.minimum(least, some.min(axis=1), out=least)
         return least.astype(np.uint32)
 
 

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 from corpus_texts import prose
+from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
 from lm.data.corpus import contamination, exact, near, words
 
@@ -68,6 +69,14 @@ def test_signatures_estimate_the_similarity(changed, options):
     a, b = (signatures.of(words.hashes(t, {})) for t in (text, other))
     estimate, true = np.mean(a == b), jaccard(text, other, 3)
     assert abs(estimate - true) < 4 * np.sqrt(true * (1 - true) / 1000) + 1e-9
+
+
+def test_signatures_are_those_of_datatrove(options):
+    chosen = options(duplicates={'bands': 6, 'rows': 5, 'shingle': 5}).duplicates
+    hashed = words.hashes(words.normal(prose(1, 100)), {})
+    theirs = MinhashDedupSignature('.', near.config(chosen), language=words.Tokenizer())
+    expected = theirs.get_signature(words.ngrams(hashed, 5)[:, None])
+    assert near.Signatures(chosen).of(hashed).tolist() == sum(expected, [])
 
 
 def test_a_short_text_has_a_signature(options):

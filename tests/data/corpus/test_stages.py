@@ -194,8 +194,9 @@ def test_the_number_of_tasks_does_not_matter(raw, tmp_path, tasks):
 @pytest.mark.slow
 def test_ray_gives_the_same(raw, tmp_path):
     ray = pytest.importorskip('ray')
-    corpus.build(config(raw), tmp_path / 'one', print)
-    corpus.build(config(raw, run={'executor': 'ray', 'tasks': 2}), tmp_path / 'many', print)
+    run = {'shard_mb': 1, 'tasks': 2}  # Two shards: a process of Ray takes seconds to begin.
+    corpus.build(config(raw, run=run), tmp_path / 'one', print)
+    corpus.build(config(raw, run={**run, 'executor': 'ray'}), tmp_path / 'many', print)
     ray.shutdown()
     assert result(tmp_path / 'one') == result(tmp_path / 'many')
 
