@@ -11,6 +11,7 @@ FLOORS = [
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
         *('pretrained_tokenizer', 'vocabulary', 'codes'),
+        *('tokenizer_base', 'sentencepiece_tokenizer', 'words_tokenizer', 'fertility'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics'),
     },
     {'attention', 'objectives', 'data'},
