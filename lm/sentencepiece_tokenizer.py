@@ -24,6 +24,7 @@ from lm.tokenizer_base import (
     Specials,
     Tokenizer,
     TooLarge,
+    TooSmall,
     lengths_of,
     sample,
     symbols_of,
@@ -159,7 +160,8 @@ def train(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenize
 
     Raises:
         TooLarge: the text does not support so many pieces.
-        InputError: there is no text, or its characters need more of them.
+        TooSmall: its characters need more.
+        InputError: there is no text.
     """
     lines = sample(texts(), spec.train_bytes)
     if not lines:
@@ -195,10 +197,9 @@ def _training_failed(vocab_size: int, message: str) -> InputError:
     """Returns one line for what sentencepiece's trainer says in its own terms."""
     if most := re.search(r'too high.*value <= (\d+)', message):
         return TooLarge(vocab_size, int(most[1]))
-    place = f'config.tokenizer.vocab_size = {vocab_size}'
     if least := re.search(r'smaller than required_chars\. \d+ vs (\d+)', message):
-        return InputError(
-            f'{place} is less than the characters and special ids of the training text need; '
-            f'the smallest that works is {least[1]}.'
+        return TooSmall(
+            vocab_size, 'the characters and special ids of the training text', int(least[1])
         )
+    place = f'config.tokenizer.vocab_size = {vocab_size}'
     return InputError(f'{place}: sentencepiece cannot train on this text ({message.strip()}).')

@@ -29,6 +29,7 @@ from lm.tokenizer_base import (
     Specials,
     Tokenizer,
     TooLarge,
+    TooSmall,
     lengths_of,
     symbols_of,
 )
@@ -46,6 +47,7 @@ __all__ = [
     'Specials',
     'Tokenizer',
     'TooLarge',
+    'TooSmall',
     'Words',
     'build',
     'from_fields',

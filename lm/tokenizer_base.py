@@ -20,6 +20,7 @@ FIRST = 4  # The first id of text then.
 
 # Characters. Below sentencepiece's limit of 4192 bytes a line, above which it drops the line.
 _TRAIN_LINE = 1000
+_PART = 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,21 @@ class TooLarge(InputError):
         self.largest = largest
 
 
+class TooSmall(InputError):
+    """A vocabulary without room for what it cannot do without.
+
+    Attributes:
+        smallest: the size that works.
+    """
+
+    def __init__(self, vocab_size: int, needed: str, smallest: int):
+        super().__init__(
+            f'config.tokenizer.vocab_size = {vocab_size} is less than {needed} need; the smallest that '
+            f'works is {smallest}.'
+        )
+        self.smallest = smallest
+
+
 def symbols_of(spec: TokenizerConfig) -> list[str]:
     """Returns the texts that are one token each wherever they stand."""
     return ['\n', '\t', *spec.symbols]
@@ -213,3 +229,12 @@ def lines_of(text: str) -> Iterator[str]:
         for begin in range(start, stop, _TRAIN_LINE):
             yield text[begin : min(begin + _TRAIN_LINE, stop)]
         start = stop + 1
+
+
+def parts_of(text: str) -> Iterator[str]:
+    """Yields parts, joined the text: about 4,000 characters, to the next newline if it is near."""
+    start = 0
+    while start < len(text):
+        stop = text.find('\n', start + _PART, start + 4 * _PART) + 1 or start + 4 * _PART
+        yield text[start:stop]
+        start = stop

@@ -14,7 +14,16 @@ import numpy as np
 
 from lm.config import TokenizerConfig
 from lm.errors import InputError
-from lm.tokenizer_base import FIRST, UNK, Tokenizer, TooLarge, lengths_of, sample, symbols_of
+from lm.tokenizer_base import (
+    FIRST,
+    UNK,
+    Tokenizer,
+    TooLarge,
+    TooSmall,
+    lengths_of,
+    sample,
+    symbols_of,
+)
 
 # Radicals, kana and ideographs; compatibility forms; the further planes.
 CHINESE_OR_JAPANESE = (range(0x2E80, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x40000))
@@ -140,7 +149,8 @@ def train(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Words:
 
     Raises:
         TooLarge: the text has not so many words.
-        InputError: there is no text, or no room for words.
+        TooSmall: there is no room for words.
+        InputError: there is no text.
     """
     lines = sample(texts(), spec.train_bytes)
     if not any(lines):
@@ -155,10 +165,7 @@ def train(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Words:
     words = sorted(counts, key=lambda word: (-counts[word], word))
     room, most = spec.vocab_size - bare.vocab_size, bare.vocab_size + len(words)
     if room < 0:
-        raise InputError(
-            f'config.tokenizer.vocab_size = {spec.vocab_size} is less than the special ids, bytes and '
-            f'symbols need; the smallest that works is {bare.vocab_size}.'
-        )
+        raise TooSmall(spec.vocab_size, 'special ids, bytes and symbols', bare.vocab_size)
     if room > len(words):
         raise TooLarge(spec.vocab_size, most)
     return Words(list(map(sys.intern, words[:room])), bare.symbols, spec.byte_fallback)
