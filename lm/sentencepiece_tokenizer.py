@@ -23,8 +23,7 @@ from lm.tokenizer_base import (
     UNK,
     Specials,
     Tokenizer,
-    TooLarge,
-    TooSmall,
+    WrongSize,
     lengths_of,
     sample,
     symbols_of,
@@ -159,8 +158,7 @@ def train(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenize
     """Trains a model that loses nothing: no normalisation, no added or removed spaces.
 
     Raises:
-        TooLarge: the text does not support so many pieces.
-        TooSmall: its characters need more.
+        WrongSize: the text does not support so many pieces, or its characters need more.
         InputError: there is no text.
     """
     lines = sample(texts(), spec.train_bytes)
@@ -196,10 +194,8 @@ def train(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenize
 def _training_failed(vocab_size: int, message: str) -> InputError:
     """Returns one line for what sentencepiece's trainer says in its own terms."""
     if most := re.search(r'too high.*value <= (\d+)', message):
-        return TooLarge(vocab_size, int(most[1]))
+        return WrongSize(vocab_size, int(most[1]))
     if least := re.search(r'smaller than required_chars\. \d+ vs (\d+)', message):
-        return TooSmall(
-            vocab_size, 'the characters and special ids of the training text', int(least[1])
-        )
+        return WrongSize(vocab_size, int(least[1]))
     place = f'config.tokenizer.vocab_size = {vocab_size}'
     return InputError(f'{place}: sentencepiece cannot train on this text ({message.strip()}).')

@@ -150,34 +150,22 @@ def lengths_of(parts: Sequence[Sized]) -> np.ndarray:
     return np.fromiter(map(len, parts), np.int64, len(parts))
 
 
-class TooLarge(InputError):
-    """A vocabulary larger than the training text supports.
+class WrongSize(InputError):
+    """A vocabulary that is larger, or smaller, than the training text allows.
 
     Attributes:
-        largest: the size that works.
+        right: the nearest size that works.
     """
 
-    def __init__(self, vocab_size: int, largest: int):
+    def __init__(self, vocab_size: int, right: int, needed: str = 'characters and special ids'):
+        place = f'config.tokenizer.vocab_size = {vocab_size}'
         super().__init__(
-            f'config.tokenizer.vocab_size = {vocab_size} is more than the training text allows; the '
-            f'largest that works is {largest}.'
+            f'{place} is more than the training text allows; the largest that works is {right}.'
+            if vocab_size > right
+            else f'{place} is less than the {needed} of the training text need; the smallest that works '
+            f'is {right}.'
         )
-        self.largest = largest
-
-
-class TooSmall(InputError):
-    """A vocabulary without room for what it cannot do without.
-
-    Attributes:
-        smallest: the size that works.
-    """
-
-    def __init__(self, vocab_size: int, needed: str, smallest: int):
-        super().__init__(
-            f'config.tokenizer.vocab_size = {vocab_size} is less than {needed} need; the smallest that '
-            f'works is {smallest}.'
-        )
-        self.smallest = smallest
+        self.right = right
 
 
 def symbols_of(spec: TokenizerConfig) -> list[str]:

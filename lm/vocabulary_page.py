@@ -24,9 +24,9 @@ FERTILITY = (
     ('characters_per_token', 'characters/token', False),
 )
 COVERAGE = (
-    ('word_coverage', 'words', True),
+    ('word_coverage', 'words covered', True),
     ('different_word_coverage', 'different words', True),
-    ('character_coverage', 'characters', True),
+    ('character_coverage', 'characters covered', True),
     ('different_character_coverage', 'different characters', True),
     ('unknown_rate', 'unknown tokens', True),
     ('byte_rate', 'byte tokens', True),
@@ -34,8 +34,8 @@ COVERAGE = (
 )
 RULES = (
     'A word is a run of letters, marks and digits, or any other visible character; each Chinese or '
-    'Japanese character is a word. Spaced words are what white space (and Chinese or Japanese characters) keeps '
-    'apart, as in word perplexity. Tokens are those of the whole text, without BOS and EOS.'
+    'Japanese character is a word. Spaced words are what white space (and Chinese or Japanese characters) '
+    'keeps apart, as in word perplexity. Tokens are those of the whole text, without BOS and EOS.'
 )
 COVERED = (
     'Words and characters of the text that are one token by themselves (a word with the space before it): '
@@ -104,7 +104,7 @@ def tables(content: Mapping[str, Any]) -> list[tuple[str, str, Table]]:
         ('Coverage', COVERED, table(title, with_all, COVERAGE)),
     ]
     if title == 'language':
-        shown = (*FERTILITY[:5], *FERTILITY[6:7], *COVERAGE[:1], *COVERAGE[4:6])
+        shown = (FERTILITY[0], *FERTILITY[2:4], FERTILITY[6], COVERAGE[0], *COVERAGE[4:6])
         found.append(('Sources', '', table('source', sources, shown)))
     if content['compared']:
         found.append(('Beside others', _BESIDE, _compared(content)))
@@ -218,7 +218,7 @@ def curve_note(content: Mapping[str, Any]) -> str:
         f'Vocabularies of kind {found["kind"]}, trained and measured on the same sample of the text. '
         f'{known}. '
     )
-    return first + ' '.join(note[0].upper() + note[1:] for note in found['notes'])
+    return first + ' '.join(found['notes'])
 
 
 def markdown(content: Mapping[str, Any]) -> str:

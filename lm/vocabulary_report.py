@@ -19,7 +19,7 @@ from lm.data.source import Source
 from lm.errors import InputError
 from lm.fertility import Counts
 from lm.run import train_tokenizer
-from lm.tokenizer import Tokenizer, TooLarge, TooSmall
+from lm.tokenizer import Tokenizer, WrongSize
 from lm.tokenizer_base import parts_of, spread
 
 # Sizes that people know, marked in the figures: GPT-2 has 256 bytes, 50,000 merges and one special token.
@@ -285,18 +285,19 @@ def curve(
         return found
     texts = [part for parts in groups.values() for part in parts]
     room = 2 * sum(len(text.encode()) + 1 for text in texts)  # For all of it, ends of lines too.
+    done = 0
     for size in sorted(set(sizes)):
+        if size <= done:
+            continue
         asked = dataclasses.replace(spec, path='', vocab_size=size, train_bytes=room)
         try:
             made = tokenizer.build(asked, lambda: texts)
-        except TooSmall as error:
-            found['notes'].append(_note(error))
-            continue
-        except TooLarge as error:
-            found['notes'].append(_note(error))
-            if found['points'] and error.largest <= found['points'][-1]['vocab_size']:
-                break
-            asked = dataclasses.replace(asked, vocab_size=error.largest)
+        except WrongSize as error:
+            end, done = ('largest', max(sizes)) if error.right < size else ('smallest', error.right)
+            found['notes'].append(f'The {end} that this text allows has {error.right:,} ids.')
+            if found['points'] and error.right == found['points'][-1]['vocab_size']:
+                continue
+            asked = dataclasses.replace(asked, vocab_size=error.right)
             made = tokenizer.build(asked, lambda: texts)
         say(f'curve: {made.vocab_size:,} ids')
         rates = {
@@ -304,13 +305,7 @@ def curve(
             for name, parts in groups.items()
         }
         found['points'].append({'vocab_size': made.vocab_size, 'groups': rates})
-        if made.vocab_size < size:
-            break
     return found
-
-
-def _note(error: TooLarge | TooSmall) -> str:
-    return str(error).removeprefix('config.tokenizer.')
 
 
 def _rates(tokens: int, facts: Mapping[str, Any]) -> dict[str, float | None]:

@@ -18,8 +18,7 @@ from lm.tokenizer_base import (
     FIRST,
     UNK,
     Tokenizer,
-    TooLarge,
-    TooSmall,
+    WrongSize,
     lengths_of,
     sample,
     symbols_of,
@@ -49,7 +48,8 @@ def _pattern() -> re.Pattern[str]:
     # asked about only where one stands.
     near, far = (f'[{_ranges(points)}]' for points in (range(1 << 16), range(1 << 16, 0x110000)))
     far = f'(?=[\U00010000-\U0010ffff]){far}'
-    word = f'(?:{near}+|(?:{far})+)(?:(?:{far})+{near}*)*'
+    far = f'(?:{far})+{near}*'
+    word = f'(?:{near}+|{far})(?:{far})*'
     return re.compile(rf' ?{word}| ?\S| +(?= )|\s')
 
 
@@ -148,8 +148,7 @@ def train(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Words:
     """Counts the words of a text; the most frequent are the vocabulary.
 
     Raises:
-        TooLarge: the text has not so many words.
-        TooSmall: there is no room for words.
+        WrongSize: the text has not so many words, or there is no room for any.
         InputError: there is no text.
     """
     lines = sample(texts(), spec.train_bytes)
@@ -165,7 +164,7 @@ def train(spec: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Words:
     words = sorted(counts, key=lambda word: (-counts[word], word))
     room, most = spec.vocab_size - bare.vocab_size, bare.vocab_size + len(words)
     if room < 0:
-        raise TooSmall(spec.vocab_size, 'special ids, bytes and symbols', bare.vocab_size)
+        raise WrongSize(spec.vocab_size, bare.vocab_size, 'bytes and symbols')
     if room > len(words):
-        raise TooLarge(spec.vocab_size, most)
+        raise WrongSize(spec.vocab_size, most)
     return Words(list(map(sys.intern, words[:room])), bare.symbols, spec.byte_fallback)
