@@ -44,7 +44,9 @@ COVERED = (
     'Vocabulary used: ids that occur, of those that stand for text.'
 )
 _MOST_WORDS = 12  # Tokens of a word; longer ones are the last point of the figure.
-_WORST = 0.0005
+_SMALL = 0.0005  # A rate that needs more digits.
+_LOST = 0.01  # The rate of unknown tokens from which fertility means nothing.
+_MARK = 11  # Colour and dashes of a known size.
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -80,7 +82,7 @@ def percent(rate: float | None) -> str:
     """Returns a rate in percent: 12.3 %; below 0.05 % with two digits more, so that it is not 0."""
     if rate is None:
         return page.NOTHING
-    return f'{100 * rate:.{3 if 0 < rate < _WORST else 1}f} %'
+    return f'{100 * rate:.{3 if 0 < rate < _SMALL else 1}f} %'
 
 
 def table(
@@ -120,18 +122,18 @@ def _compared(content: Mapping[str, Any]) -> Table:
     """Returns the table of this tokenizer and the others."""
     own = {**content['tokenizer'], 'groups': content['groups'], 'all': content['all']}
     groups = list(content['groups'])
-    head = ['tokenizer', 'kind', 'ids']
+    head = ['tokenizer', 'kind', 'ids', 'unknown', 'bytes']
     for group in groups:
         head += [f'{group}: tokens/word', f'{group}: bytes/token']
     rows = []
     for name, one in {'this one': own, **content['compared']}.items():
-        row = [name, one['kind'], number(one['vocab_size'])]
+        rates = (percent(one['all'][key]) for key in ('unknown_rate', 'byte_rate'))
+        row = [name, one['kind'], number(one['vocab_size']), *rates]
         for group in groups:
             facts = one['groups'][group]
             row += [number(facts['tokens_per_word']), number(facts['bytes_per_token'])]
-        everything = one['all']
-        rows.append([*row, percent(everything['unknown_rate']), percent(everything['byte_rate'])])
-    return 'tokenizer', [*head, 'unknown', 'bytes'], rows
+        rows.append(row)
+    return 'tokenizer', head, rows
 
 
 def curve_table(content: Mapping[str, Any]) -> Table:
@@ -175,13 +177,12 @@ def pieces_table(content: Mapping[str, Any]) -> Table:
 
 def specials_table(content: Mapping[str, Any]) -> Table:
     """Returns the special ids."""
-    specials = content['tokenizer']['specials']
-    rows = [
-        [name.upper(), str(i)] for name, i in specials.items() if name != 'sentinels' and i >= 0
-    ]
-    if sentinels := specials['sentinels']:
-        rows.append([f'{len(sentinels)} sentinels', f'{sentinels[0]} to {sentinels[-1]}'])
-    return 'special', ['special token', 'id'], rows
+    specials = dict(content['tokenizer']['specials'])
+    sentinels = specials.pop('sentinels')
+    found = {name.upper(): str(i) for name, i in specials.items() if i >= 0}
+    if sentinels:
+        found[f'{len(sentinels)} sentinels'] = f'{sentinels[0]} to {sentinels[-1]}'
+    return 'special', list(found), [list(found.values())]
 
 
 def headline(content: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -304,15 +305,14 @@ def _size_chart(content: Mapping[str, Any], key: str, name: str, number_: int) -
         )
         for color, group in enumerate(groups)
     ]
-    color = len(groups)
-    for other, one in content['compared'].items():
-        points = [[one['vocab_size'], one['groups'][group][key]] for group in groups]
+    for color, (other, one) in enumerate(content['compared'].items(), len(groups)):
+        facts = [one['groups'][group] for group in groups]
+        points = [[one['vocab_size'], f[key]] for f in facts if (f['unknown_rate'] or 0) < _LOST]
         series.append(Series(other, points, 'points', color))
-        color += 1
     values = [y for one in series for _, y in one.points if y is not None]
     for label, size in found['known'].items():
         mark = [[size, min(values, default=0)], [size, max(values, default=1)]]
-        series.append(Series(f'{label}: {number(size)} ids', mark, 'line', 6 + color))
+        series.append(Series(f'{label}: {number(size)} ids', mark, 'line', _MARK))
     return _figure(f'{name.capitalize()} by size', series, ('ids', name), number_, 'x')
 
 

@@ -3,6 +3,7 @@
 What is measured is in `lm.fertility`, how it is shown in `lm.vocabulary_page`.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from lm.tokenizer_base import parts_of, spread
 KNOWN = {'GPT-2': 50_257}
 SIZES = (1024, 2048, 4096, 8192, 16_384, 32_768, 50_257)
 _NAMED = re.compile(r'([\w,-]+)=(\w+:.*)', re.DOTALL)
-_FEW = 0.01  # Languages with a smaller part of the bytes are counted as 'other'.
+_FEW = 0.01  # The part of the bytes below which an identified language is 'other'.
 _RANKS = 200  # Points of the curve of ranks.
 _PIECES = 25  # That are shown as the most and the least frequent.
 
@@ -82,23 +83,26 @@ def report(
         InputError: a source, a tokenizer or a size is not what it should be.
     """
     named = [_named(text) for text in options.sources] or _of_config(config)
-    sources = [(name, languages, source.parse(spec, data)) for name, languages, spec, data in named]
-    others = {path: tokenizer.from_pretrained(path, '--compare') for path in options.compare}
+    sources = [_Source(name, languages, source.parse(*of)) for name, languages, *of in named]
+    for one in sources:
+        one.check()
+    others = _others(options.compare)
     if workdir:
         made = tokenizer.load(workdir)
     elif options.sources:
-        documents = [one.documents for *_, one in sources]
-        made = tokenizer.build(config.tokenizer, lambda: (t for read in documents for t in read()))
+        made = tokenizer.build(
+            config.tokenizer, lambda: (text for one in sources for text in one.read.documents())
+        )
     else:
         made = train_tokenizer(config)
     say(f'{made.kind}, {made.vocab_size:,} ids')
-    read = (_read(*part, options.most, options.identify) for part in sources)
-    texts = _few_as_others([text for some in read for text in some])
+    texts = [text for one in sources for text in one.texts(options.most)]
+    texts = _identified(texts) if options.identify else texts
     content = measured(made, texts)
     content['tokenizer']['from'] = str(workdir) or config.tokenizer.path
     content['compared'] = {
-        path: {'kind': one.kind, 'vocab_size': one.vocab_size, **_of_groups(one, texts)}
-        for path, one in others.items()
+        name: {'kind': one.kind, 'vocab_size': one.vocab_size, **_of_groups(one, texts)}
+        for name, one in others.items()
     }
     sizes = options.sizes
     if sizes is None:
@@ -109,63 +113,83 @@ def report(
     return content
 
 
+def _others(paths: Sequence[str]) -> dict[str, Tokenizer]:
+    """Returns tokenizers by the names of their files, or by their paths where names are the same."""
+    names = [Path(path).name for path in paths]
+    keys = names if len(set(names)) == len(names) else paths
+    found = (tokenizer.from_pretrained(path, '--compare') for path in paths)
+    return dict(zip(keys, found, strict=True))
+
+
 # --- texts ------------------------------------------------------------------------------------------
 
 
-def _named(text: str) -> tuple[str, str, str, DataConfig]:
+class _Source(NamedTuple):
+    """A source, what it is called, and the language of its documents, or of each side of its pairs."""
+
+    name: str
+    languages: Sequence[str]
+    read: Source
+
+    def check(self) -> None:
+        """Raises InputError where there are more languages than sides."""
+        if len(self.languages) > 1 + self.read.paired:
+            raise InputError(
+                f"--source='{','.join(self.languages)}={self.read.spec}' names {len(self.languages)} "
+                f'languages, and the source is of {"pairs" if self.read.paired else "single texts"}.'
+            )
+
+    def texts(self, most: int) -> list[Text]:
+        """Reads at most so many bytes of each language."""
+
+        def parts(number: int) -> Iterator[str]:
+            for i, document in enumerate(self.read.documents()):
+                if i % len(self.languages) == number:
+                    yield from parts_of(document)
+
+        return [
+            Text(self.name, name, spread(parts(i), most)) for i, name in enumerate(self.languages)
+        ]
+
+
+def _named(text: str) -> tuple[str, list[str], str, DataConfig]:
     """Returns the name of a source, its languages and its specification: `en=text:a.txt`."""
     found = _NAMED.fullmatch(text)
     languages, spec = found.groups() if found else ('', text)
-    return spec, languages, spec, configs.parse(configs.load('base')).data
+    return spec, languages.split(','), spec, configs.parse(configs.load('base')).data
 
 
-def _of_config(config: Config) -> list[tuple[str, str, str, DataConfig]]:
+def _of_config(config: Config) -> list[tuple[str, list[str], str, DataConfig]]:
     return [
-        (f'{name} {split}'.strip(), '', spec, part.data)
+        (f'{name} {split}'.strip(), [''], spec, part.data)
         for name, part in configs.tasks(config).items()
         for split in ('train', 'valid', 'test')
         if (spec := getattr(part.data, split))
     ]
 
 
-def _read(name: str, languages: str, read: Source, most: int, identify: bool) -> list[Text]:
-    names = languages.split(',')
-    if len(names) > 1 + read.paired:
-        raise InputError(
-            f"--source='{languages}={read.spec}' names {len(names)} languages, and the source is of "
-            f'{"pairs" if read.paired else "single texts"}.'
-        )
+def _identified(texts: Sequence[Text]) -> list[Text]:
+    """Returns the texts by the languages that their parts are in, where they do not say their own.
 
-    def parts(number: int) -> Iterator[str]:
-        for i, document in enumerate(read.documents()):
-            if i % len(names) == number:
-                yield from parts_of(document)
-
-    texts = [Text(name, language, spread(parts(i), most)) for i, language in enumerate(names)]
-    return [t for text in texts for t in (_identified(text) if identify else [text])]
-
-
-def _identified(text: Text) -> list[Text]:
-    """Returns the text by the languages that its parts are in, if it does not say its language."""
-    if text.language:
-        return [text]
+    Those that few parts are in, which are mostly mistaken, are 'other'.
+    """
     try:
         import py3langid
     except ImportError:
         raise InputError("--identify needs py3langid: pip install -e '.[corpus]'.") from None
-    found: dict[str, list[str]] = {}
-    for part in text.parts:
-        found.setdefault(py3langid.classify(part)[0], []).append(part)
-    return [Text(text.source, language, parts) for language, parts in sorted(found.items())]
-
-
-def _few_as_others(texts: Sequence[Text]) -> list[Text]:
-    """Returns the texts with languages of less than 1 % of all as 'other'."""
-    sizes: dict[str, int] = {}
+    found: dict[tuple[str, str], list[str]] = {}
+    sizes = collections.Counter[str]()
     for text in texts:
-        sizes[text.language] = sizes.get(text.language, 0) + sum(map(len, text.parts))
-    few = {name for name, size in sizes.items() if name and size < _FEW * sum(sizes.values())}
-    return [t._replace(language='other') if t.language in few else t for t in texts]
+        for part in text.parts:
+            language = text.language or py3langid.classify(part)[0]
+            found.setdefault((text.source, language), []).append(part)
+            sizes[language] += len(part.encode())
+    named = {text.language for text in texts}
+    few = {name for name in sizes.keys() - named if sizes[name] < _FEW * sizes.total()}
+    merged: dict[tuple[str, str], list[str]] = {}
+    for (name, language), parts in sorted(found.items()):
+        merged.setdefault((name, 'other' if language in few else language), []).extend(parts)
+    return [Text(*of, parts) for of, parts in merged.items()]
 
 
 def _groups(texts: Sequence[Text]) -> dict[str, list[str]]:
@@ -285,7 +309,7 @@ def curve(
         return found
     texts = [part for parts in groups.values() for part in parts]
     room = 2 * sum(len(text.encode()) + 1 for text in texts)  # For all of it, ends of lines too.
-    done = 0
+    done, trained = 0, set()
     for size in sorted(set(sizes)):
         if size <= done:
             continue
@@ -295,7 +319,7 @@ def curve(
         except WrongSize as error:
             end, done = ('largest', max(sizes)) if error.right < size else ('smallest', error.right)
             found['notes'].append(f'The {end} that this text allows has {error.right:,} ids.')
-            if found['points'] and error.right == found['points'][-1]['vocab_size']:
+            if end == 'smallest' or error.right in trained:
                 continue
             asked = dataclasses.replace(asked, vocab_size=error.right)
             made = tokenizer.build(asked, lambda: texts)
@@ -304,6 +328,7 @@ def curve(
             name: _rates(len(made.encode_batch(parts)[0]), facts[name])
             for name, parts in groups.items()
         }
+        trained.add(made.vocab_size)
         found['points'].append({'vocab_size': made.vocab_size, 'groups': rates})
     return found
 

@@ -33,6 +33,7 @@ FLOORS = [
         'page',
         'predictions',
         *('likelihood', 'harness'),
+        *('vocabulary_report', 'vocabulary_page'),
     },
     {'pretrained'},
     {'main'},
