@@ -51,6 +51,7 @@ setup(
             'torch>=2.8',
             'transformers>=4.56',
         ],
+        'corpus': ['py3langid>=0.3'],  # `--mode=vocabulary --identify`.
         'gguf': ['gguf>=0.10'],  # `--mode=export --format=gguf`, for llama.cpp.
         # What models of others are held to. On Linux a plain `torch` brings several GB of CUDA: where there
         # is a CPU build, install that one first.
