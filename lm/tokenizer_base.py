@@ -183,9 +183,9 @@ def sample(texts: Iterable[str], limit: int) -> list[str]:
     kept depends on nothing but the texts and the limit.
 
     Args:
-        texts: documents; lines of more than 1,000 characters are cut.
-        limit: UTF-8 bytes, an end of line counting as one. Of a text that has more, half of it to all of
-            it are returned.
+        texts: documents; lines of more than 1,000 characters are cut, and empty ones left out.
+        limit: UTF-8 bytes, without ends of lines. Of a text that has more, half of it to all of it are
+            returned.
     """
     return spread((line for text in texts for line in lines_of(text)), limit)
 
@@ -197,19 +197,15 @@ def spread(parts: Iterable[str], limit: int) -> list[str]:
         if number % step:
             continue
         kept.append(part)
-        total += _size(part)
+        total += len(part.encode())
         while total > limit and len(kept) > 1:
             kept, step = kept[::2], 2 * step
-            total = sum(map(_size, kept))
+            total = sum(len(part.encode()) for part in kept)
     return kept
 
 
-def _size(part: str) -> int:
-    return len(part.encode()) + 1
-
-
 def lines_of(text: str) -> Iterator[str]:
-    """Yields the lines of a text without their ends, cut after 1,000 characters."""
+    """Yields the lines of a text that are not empty, without their ends, cut after 1,000 characters."""
     start = 0
     while start <= len(text):
         stop = text.find('\n', start)

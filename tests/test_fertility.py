@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models
 
 from lm import fertility, tokenizer
 from tests.test_tokenizer import TEXT, make, random_texts, train_as_others_do, trained_elsewhere
@@ -120,3 +122,13 @@ def test_imported_tokenizers(tmp_path):
     assert len(theirs.byte_ids()) == 256
     found = of(theirs, 'the 😀')
     assert (found['unknown_rate'], found['byte_rate']) == (0, 4 / found['tokens'])
+
+
+def test_bytes_of_an_imported_tokenizer_with_byte_fallback(tmp_path):
+    vocab = {'<unk>': 0, 'a': 1} | {f'<0x{byte:02X}>': 2 + byte for byte in range(256)}
+    model = models.BPE(vocab, [], unk_token='<unk>', byte_fallback=True)
+    tokenizers.Tokenizer(model).save(str(tmp_path / 'tokenizer.json'))
+    made = tokenizer.from_pretrained(tmp_path / 'tokenizer.json')
+    assert made.byte_ids().tolist() == [*range(2, 258)]
+    found = of(made, 'aéa')
+    assert (found['tokens'], found['byte_rate'], found['unknown_rate']) == (4, 2 / 4, 0)

@@ -210,6 +210,28 @@ def test_curve_of_a_text_that_supports_none_of_the_sizes():
         assert len(found['notes']) == 2
 
 
+def test_rates_of_the_curve_are_those_of_its_tokenizers():
+    groups = {'en': [TEXT[:2000], TEXT[2000:5000]], 'zh': [ZH, '一二三']}
+    facts = {'en': {'words': 100, 'bytes': 1000}, 'zh': {'words': 10, 'bytes': 50}}
+    spec = dataclasses.replace(SPEC, kind='words')
+    texts = [text for some in groups.values() for text in some]
+    with pytest.raises(tokenizer.WrongSize) as raised:
+        tokenizer.build(dataclasses.replace(spec, vocab_size=10**6), lambda: texts)
+    most = raised.value.right
+    found = vocabulary_report.curve(spec, (300, most, 2 * most), groups, facts, lambda _: None)
+    assert [point['vocab_size'] for point in found['points']] == [300, most]
+    for point in found['points']:
+        sized = dataclasses.replace(spec, vocab_size=point['vocab_size'])
+        made = tokenizer.build(sized, lambda: texts)
+        for name, parts in groups.items():
+            tokens = sum(len(made.encode(part)) for part in parts)
+            expected = {
+                'tokens_per_word': tokens / facts[name]['words'],
+                'tokens_per_byte': tokens / facts[name]['bytes'],
+            }
+            assert point['groups'][name] == expected
+
+
 def test_visible_pieces():
     pieces = [b' the', b'\n', b'\xe4', b'a\xb8\xad', '\u200d'.encode(), '一'.encode()]
     expected = ['␣the', '⏎', '<E4>', '<61><B8><AD>', '<U+200D>', '一']
