@@ -216,7 +216,8 @@ def curve_note(content: Mapping[str, Any]) -> str:
     found = content['curve']
     known = ', '.join(f'{name} has {number(size)} ids' for name, size in found['known'].items())
     first = (
-        f'Vocabularies of kind {found["kind"]}, trained and measured on the same sample of the text. '
+        f'Vocabularies of kind {found["kind"]}, trained and measured on the same sample of the text (one '
+        'that was trained on more of it has other numbers). '
         f'{known}. '
     )
     return first + ' '.join(found['notes'])
