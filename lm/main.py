@@ -290,14 +290,17 @@ def _generate() -> None:
 def _translate() -> None:
     from lm import back_translation
 
-    for name, value in (('source', _SOURCE.value), ('output', _OUTPUT.value)):
-        if not value or name == 'source' and len(value) > 1:
+    sources = [*filter(None, _SOURCE.value)]
+    for name, value in (('source', sources), ('output', _OUTPUT.value)):
+        if not value:
             raise InputError(
-                f'--mode=translate needs one --{name}, as in --source=text:mono.de --output=synthetic.tsv.'
+                f'--mode=translate needs --{name}, as in --source=text:mono.de --output=synthetic.tsv.'
             )
+    if len(sources) > 1:
+        raise InputError("--mode=translate takes one --source; join several by ' + '.")
     count, empty = back_translation.write(
         _workdir(),
-        _SOURCE.value[0],
+        sources[0],
         _OUTPUT.value,
         _METHOD.value,
         _SWAP.value,
@@ -392,7 +395,8 @@ def _vocabulary() -> None:
         raise InputError(f'--sizes = {",".join(_SIZES.value)} are no sizes, such as 4096,16384.')
     config = ConfigDict(read_config(_workdir())) if _WORKDIR.value else _CONFIG.value or load(_BASE)
     sizes = None if _SIZES.value is None else tuple(map(int, _SIZES.value))
-    options = Options(_SOURCE.value, _BESIDE.value, sizes, _BYTES.value, _IDENTIFY.value)
+    sources = [*filter(None, _SOURCE.value)]
+    options = Options(sources, _BESIDE.value, sizes, _BYTES.value, _IDENTIFY.value)
     output = Path(_OUTPUT.value or 'runs/vocabulary')
     report(parse(config), output, options, _WORKDIR.value, _say)
     _say(

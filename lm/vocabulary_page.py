@@ -176,12 +176,13 @@ def pieces_table(content: Mapping[str, Any]) -> Table:
 
 
 def specials_table(content: Mapping[str, Any]) -> Table:
-    """Returns the special ids."""
-    specials = dict(content['tokenizer']['specials'])
-    sentinels = specials.pop('sentinels')
-    found = {name.upper(): str(i) for name, i in specials.items() if i >= 0}
-    if sentinels:
-        found[f'{len(sentinels)} sentinels'] = f'{sentinels[0]} to {sentinels[-1]}'
+    """Returns the special ids: the tokenizer's, those that the config adds, and its symbols."""
+    made = content['tokenizer']
+    found = {name.upper(): str(i) for name, i in made['specials'].items()}
+    if ids := made['sentinels']:
+        found[f'{len(ids)} sentinels'] = f'{ids[0]} to {ids[-1]}'
+    found |= {f'code {name}': str(i) for name, i in made['codes'].items()}
+    found |= {f'symbol {name}': str(i) for name, i in made['symbols'].items()}
     return 'special', list(found), [list(found.values())]
 
 
@@ -295,7 +296,7 @@ def size_charts(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _size_chart(content: Mapping[str, Any], key: str, name: str, number_: int) -> str:
+def _size_chart(content: Mapping[str, Any], key: str, name: str, place: int) -> str:
     found, groups = content['curve'], list(content['groups'])
     series = [
         Series(
@@ -314,17 +315,17 @@ def _size_chart(content: Mapping[str, Any], key: str, name: str, number_: int) -
     for label, size in found['known'].items():
         mark = [[size, min(values, default=0)], [size, max(values, default=1)]]
         series.append(Series(f'{label}: {number(size)} ids', mark, 'line', _MARK))
-    return _figure(f'{name.capitalize()} by size', series, ('ids', name), number_, 'x')
+    return _figure(f'{name.capitalize()} by size', series, ('ids', name), place, 'x')
 
 
 def _figure(
-    title: str, series: Sequence[Series], axes: tuple[str, str], number_: int, logarithmic: str = ''
+    title: str, series: Sequence[Series], axes: tuple[str, str], place: int, logarithmic: str = ''
 ) -> str:
     svg = chart(
         series,
         x_label=axes[0],
         y_label=axes[1],
-        prefix=f'figure{number_}',
+        prefix=f'figure{place}',
         zero=not logarithmic,
         logarithmic=logarithmic,
     )

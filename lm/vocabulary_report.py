@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm import config as configs
-from lm import fertility, tokenizer, vocabulary_page
+from lm import fertility, tokenizer, vocabulary, vocabulary_page
 from lm.config import Config, DataConfig, TokenizerConfig
 from lm.data import source
 from lm.data.source import Source
@@ -82,7 +82,7 @@ def report(
     Raises:
         InputError: a source, a tokenizer or a size is not what it should be.
     """
-    named = [_named(text) for text in options.sources] or _of_config(config)
+    named = [_named(text, config.data) for text in options.sources] or _of_config(config)
     sources = [_Source(name, languages, source.parse(*of)) for name, languages, *of in named]
     for one in sources:
         one.check()
@@ -98,7 +98,7 @@ def report(
     say(f'{made.kind}, {made.vocab_size:,} ids')
     texts = [text for one in sources for text in one.texts(options.most)]
     texts = _identified(texts) if options.identify else texts
-    content = measured(made, texts)
+    content = {'tokenizer': _described(made, config.tokenizer), **measured(made, texts)}
     content['tokenizer']['from'] = str(workdir) or config.tokenizer.path
     content['compared'] = {
         name: {'kind': one.kind, 'vocab_size': one.vocab_size, **_of_groups(one, texts)}
@@ -152,11 +152,11 @@ class _Source(NamedTuple):
         ]
 
 
-def _named(text: str) -> tuple[str, list[str], str, DataConfig]:
+def _named(text: str, data: DataConfig) -> tuple[str, list[str], str, DataConfig]:
     """Returns the name of a source, its languages and its specification: `en=text:a.txt`."""
     found = _NAMED.fullmatch(text)
     languages, spec = found.groups() if found else ('', text)
-    return spec, languages.split(','), spec, configs.parse(configs.load('base')).data
+    return spec, languages.split(','), spec, dataclasses.replace(data, prefix='')
 
 
 def _of_config(config: Config) -> list[tuple[str, list[str], str, DataConfig]]:
@@ -207,9 +207,9 @@ def measured(made: Tokenizer, texts: Sequence[Text]) -> dict[str, Any]:
     """Returns what a tokenizer makes of texts.
 
     Returns:
-        `tokenizer` (what it is), `all`, `groups` (by language, or source where no language is known) and
-        `sources`, each as `lm.fertility.facts` has it, and `pieces`: the lengths of all, how often they
-        occur by rank, the most and the least frequent, and how many never occur.
+        `all`, `groups` (by language, or source where no language is known) and `sources`, each as
+        `lm.fertility.facts` has it, and `pieces`: the lengths of all, how often they occur by rank, the
+        most and the least frequent, and how many never occur.
     """
     counted = [(text, fertility.count(made, text.parts)) for text in texts]
 
@@ -223,7 +223,6 @@ def measured(made: Tokenizer, texts: Sequence[Text]) -> dict[str, Any]:
 
     everything = fertility.added(made, [counts for _, counts in counted])
     return {
-        'tokenizer': _described(made),
         'all': fertility.facts(made, everything),
         'groups': by(lambda text: text.language or text.source),
         'sources': by(lambda text: text.source),
@@ -236,13 +235,20 @@ def _of_groups(made: Tokenizer, texts: Sequence[Text]) -> dict[str, Any]:
     return {'all': found['all'], 'groups': found['languages']}
 
 
-def _described(made: Tokenizer) -> dict[str, Any]:
+def _described(made: Tokenizer, spec: TokenizerConfig) -> dict[str, Any]:
+    """Returns what a tokenizer is, with the special ids that the config adds to its own."""
+    ids = vocabulary.build(made, spec)
+    roles = {role: getattr(made.specials, role) for role in ('pad', 'bos', 'eos', 'unk')}
     return {
         'kind': made.kind,
         'vocab_size': made.vocab_size,
         'text_ids': int(made.is_text.sum()),
         'byte_ids': len(made.byte_ids()),
-        'specials': dataclasses.asdict(made.specials),
+        'total': ids.total,
+        'specials': {name: i for name, i in {**roles, 'mask': ids.mask}.items() if i >= 0},
+        'sentinels': list(ids.sentinels),
+        'codes': dict(ids.codes),
+        'symbols': {symbol: int(made.encode(symbol)[0]) for symbol in spec.symbols},
         'fingerprint': made.fingerprint,
         'file': made.file,
     }
@@ -308,7 +314,7 @@ def curve(
     if spec.kind not in tokenizer.WITH_SYMBOLS:
         return found
     texts = [part for parts in groups.values() for part in parts]
-    room = 2 * sum(len(text.encode()) + 1 for text in texts)  # For all of it, ends of lines too.
+    room = sum(len(text.encode()) for text in texts)  # For all of it.
     done, trained = 0, set()
     for size in sorted(set(sizes)):
         if size <= done:

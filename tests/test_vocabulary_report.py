@@ -127,7 +127,8 @@ def with_tokenizer(**changes):
 
 def test_of_a_config(folder, tmp_path, no_charts):
     config = configs.load('base')
-    config.tokenizer.update({'kind': 'words', 'vocab_size': 500})
+    config.tokenizer.update({'kind': 'words', 'vocab_size': 500, 'symbols': ('<BT>',)})
+    config.tokenizer.update({'mask': True, 'sentinels': 2, 'codes': ('news',)})
     config.data.update(
         {'train': f'text:{folder}/en.txt', 'valid': f'text:{folder}/zh.txt', 'test': ''}
     )
@@ -136,6 +137,11 @@ def test_of_a_config(folder, tmp_path, no_charts):
     # Trained on the first only.
     assert found['groups']['train']['word_coverage'] > found['groups']['valid']['word_coverage']
     assert tokenizer.load(tmp_path).kind == 'words'
+    assert found['tokenizer']['total'] == 504
+    assert found['tokenizer']['specials'] == {'pad': 0, 'bos': 1, 'eos': 2, 'unk': 3, 'mask': 500}
+    text = (tmp_path / 'report.md').read_text()
+    assert '| PAD | BOS | EOS | UNK | MASK | 2 sentinels | code news | symbol &lt;BT&gt; |' in text
+    assert '| 0 | 1 | 2 | 3 | 500 | 501 to 502 | 503 | 262 |' in text
 
 
 @pytest.mark.parametrize('name', ['theirs.json', 'theirs.model'])
