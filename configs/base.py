@@ -76,18 +76,19 @@ def get_config() -> ConfigDict:
     # How text becomes tokens. Trained on the training source when no path is given.
     config.tokenizer = ConfigDict(
         {
-            # str: unigram | bpe (both by sentencepiece) | bytes | chars; or huggingface, with a path.
+            # str: unigram | bpe (both by sentencepiece) | words | bytes | chars; or huggingface, with a
+            # path.
             'kind': 'unigram',
             # str, path of one to use as it is, with its own ids: a sentencepiece .model, a tokenizer.json,
             # or the folder of a published model (Hugging Face). '' = train one.
             'path': '',
-            'vocab_size': 4096,  # int, pieces. Only read when sentencepiece is trained.
+            'vocab_size': 4096,  # int, ids. Only read when unigram, bpe or words is trained.
             # bool. Characters outside the vocabulary become bytes, so that nothing is unknown.
             'byte_fallback': True,
-            # int, bytes. Sentencepiece is trained on at most so much, spread over the training text.
+            # int, bytes. These three are trained on at most so much, lines spread over the training text.
             'train_bytes': 20_000_000,
             # tuple of str, without white space: texts that are one token each, wherever they stand, such
-            # as tags: ('<BT>',). Only read when sentencepiece is trained.
+            # as tags: ('<BT>',). Only read when these three are trained.
             'symbols': (),
             # Ids for objectives that hide text: those of a tokenizer that has them, and else ids after
             # its own, by which the model's vocabulary grows.

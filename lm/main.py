@@ -12,6 +12,9 @@ The same start again goes on where the last one ended. Then, on what it trained:
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
+What a vocabulary comes to on texts, beside others and against its size (--config.tokenizer.kind=bpe, ...):
+  python -m lm.main --config=configs/quickstart.py --mode=vocabulary --compare=path/to/gpt2
+  python -m lm.main --mode=vocabulary --source=en=text:a.txt --source=zh=text:b.txt
 Start from a published model (a folder of Hugging Face's form), train it further, hand a result on as one:
   python -m lm.main --mode=import --from=gpt2 --workdir=runs/gpt2 --config.data.train=text:mine.txt
   python -m lm.main --workdir=runs/gpt2
@@ -30,7 +33,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from lm import command, memory
-from lm.config import parse, put
+from lm.config import load, parse, put
 from lm.errors import InputError, lookup
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,7 +48,7 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_string(
     'mode',
     'train',
-    'train | evaluate | generate | translate | lr_find | compare | import | export.',
+    'train | evaluate | generate | translate | lr_find | compare | import | export | vocabulary.',
 )
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
@@ -58,10 +61,17 @@ _PROMPT = flags.DEFINE_multi_string(
 )
 _RUNS = flags.DEFINE_list('runs', [], 'compare: workdirs, separated by commas.')
 _OUTPUT = flags.DEFINE_string(
-    'output', '', 'compare: folder for the result, runs/compare by default. translate: a .tsv file.'
+    'output',
+    '',
+    'compare, vocabulary: folder for the result, runs/compare or runs/vocabulary by default. translate: a '
+    '.tsv file.',
 )
-_SOURCE = flags.DEFINE_string(
-    'source', '', 'translate: what, such as text:mono.de, a text a line; of pairs, the first sides.'
+_SOURCE = flags.DEFINE_multi_string(
+    'source',
+    [],
+    'translate: what, such as text:mono.de, a text a line; of pairs, the first sides. vocabulary: texts to '
+    'train it on and to measure, en=text:a.txt with their language, of pairs en,zh=tsv:b.tsv; may be '
+    "repeated. Default: the config's.",
 )
 _METHOD = flags.DEFINE_string(
     'method',
@@ -123,6 +133,22 @@ _SHOTS = flags.DEFINE_integer(
 )
 _LIMIT = flags.DEFINE_integer(
     'limit', None, 'evaluate --tasks: at most so many questions of each task.'
+)
+_BESIDE = flags.DEFINE_list(
+    'compare',
+    [],
+    'vocabulary: other tokenizers to measure: .model, tokenizer.json, folders, workdirs.',
+)
+_SIZES = flags.DEFINE_list(
+    'sizes',
+    None,
+    'vocabulary: sizes to train for the curve; none: --sizes=. Default: 1,024 to 50,257.',
+)
+_BYTES = flags.DEFINE_integer(
+    'bytes', 2_000_000, 'vocabulary: measured of each source and language, spread over it.', 1
+)
+_IDENTIFY = flags.DEFINE_bool(
+    'identify', False, "vocabulary: tell languages by py3langid (pip install -e '.[corpus]')."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
@@ -257,14 +283,17 @@ def _generate() -> None:
 def _translate() -> None:
     from lm import back_translation
 
-    for name, value in (('source', _SOURCE.value), ('output', _OUTPUT.value)):
+    sources = [*filter(None, _SOURCE.value)]
+    for name, value in (('source', sources), ('output', _OUTPUT.value)):
         if not value:
             raise InputError(
                 f'--mode=translate needs --{name}, as in --source=text:mono.de --output=synthetic.tsv.'
             )
+    if len(sources) > 1:
+        raise InputError("--mode=translate takes one --source; join several by ' + '.")
     count, empty = back_translation.write(
         _workdir(),
-        _SOURCE.value,
+        sources[0],
         _OUTPUT.value,
         _METHOD.value,
         _SWAP.value,
@@ -343,6 +372,31 @@ def _export() -> None:
     _say(f'{_TO.value}: {write(load(_workdir(), _CHECKPOINT.value))}')
 
 
+def _vocabulary() -> None:
+    from lm.run import read_config
+    from lm.vocabulary_report import Options, report
+
+    if not (_WORKDIR.value or _SOURCE.value or _CONFIG.value):
+        raise InputError(
+            '--mode=vocabulary needs --config=FILE, the --workdir of a run, or --source=en=text:a.txt.'
+        )
+    if _WORKDIR.value and _CONFIG.value is not None:
+        raise InputError(
+            "--mode=vocabulary measures a run's tokenizer as it is: leave --config out."
+        )
+    if not all(size.isdigit() for size in _SIZES.value or ()):
+        raise InputError(f'--sizes = {",".join(_SIZES.value)} are no sizes, such as 4096,16384.')
+    config = ConfigDict(read_config(_workdir())) if _WORKDIR.value else _CONFIG.value or load(_BASE)
+    sizes = None if _SIZES.value is None else tuple(map(int, _SIZES.value))
+    sources = [*filter(None, _SOURCE.value)]
+    options = Options(sources, _BESIDE.value, sizes, _BYTES.value, _IDENTIFY.value)
+    output = Path(_OUTPUT.value or 'runs/vocabulary')
+    report(parse(config), output, options, _WORKDIR.value, _say)
+    _say(
+        (output / 'report.md').read_text().split('## Coverage')[0], f'Report: {output}/report.html'
+    )
+
+
 MODES: dict[str, Callable[[], None]] = {
     'train': _train,
     'evaluate': _evaluate,
@@ -352,6 +406,7 @@ MODES: dict[str, Callable[[], None]] = {
     'compare': _compare,
     'import': _import,
     'export': _export,
+    'vocabulary': _vocabulary,
 }
 
 
@@ -391,7 +446,7 @@ def _has_changes_only(arguments: list[str]) -> bool:
     modes = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == '--mode']
     modes += [a.removeprefix('--mode=') for a in arguments if a.startswith('--mode=')]
     workdir = any(a == '--workdir' or a.startswith('--workdir=') for a in arguments)
-    return modes[-1:] == ['import'] or (modes[-1:] in ([], ['train']) and workdir)
+    return modes[-1:] in (['import'], ['vocabulary']) or (modes[-1:] in ([], ['train']) and workdir)
 
 
 if __name__ == '__main__':

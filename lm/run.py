@@ -299,6 +299,15 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     """
     if _present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
+    return train_tokenizer(config)
+
+
+def train_tokenizer(config: Config) -> tokenizer.Tokenizer:
+    """Returns the tokenizer of a config, from the training texts of all its tasks.
+
+    Raises:
+        InputError: none can be made of them.
+    """
     sources = {
         (part.data.train, part.data.document, part.data.prefix): source.parse(
             part.data.train, part.data

@@ -11,6 +11,7 @@ FLOORS = [
     {
         *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
         *('pretrained_tokenizer', 'vocabulary', 'codes'),
+        *('tokenizer_base', 'sentencepiece_tokenizer', 'words_tokenizer', 'fertility'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics', 'command'),
     },
     {'attention', 'objectives', 'data'},
@@ -32,6 +33,7 @@ FLOORS = [
         'page',
         'predictions',
         *('likelihood', 'harness', 'corpus_report'),
+        *('vocabulary_report', 'vocabulary_page'),
     },
     {'pretrained'},
     {'main', 'corpus'},
