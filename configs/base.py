@@ -21,8 +21,12 @@ def get_config() -> ConfigDict:
         {
             # str. Sources, `KIND:WHERE[#FIELD][SLICE]`:
             #   builtin:pydocs                prose and docstrings of Python's standard library
-            #   text:GLOB                     plain text, .gz and .xz too
+            #   text:GLOB                     plain text, .gz, .xz and .zst too; a document is what
+            #                                 `document` says, or a line, a paragraph: lines:, paragraphs:
             #   jsonl:GLOB#FIELD              one JSON object a line
+            #   parquet:GLOB#FIELD            a column
+            #   warc:GLOB                     web archives; HTML as it is
+            #   corpus:FOLDER                 what `python -m lm.corpus` made; [train], [valid], [test]
             #   tfds:NAME[/CONFIG]#FIELD      a prepared TensorFlow Datasets data set
             #   data:NAME/FILE                a file below $LM_DATA_DIR (text, or as its name says: .jsonl
             #                                 with #FIELD, .tsv, .csv, FILE.{en,de} or FILE,FILE)
