@@ -58,13 +58,33 @@ def build(
 
         return Report(work)
 
-    if corpus.build(config, folder, say, last=report) is None:
+    work = corpus.build(config, folder, say, last=report)
+    if work is None:
         return None
     from lm import corpus_report
 
     found = json.loads((Path(folder) / 'report.json').read_text())
     corpus_report.say(found, say)
+    if work.options.vocabulary.kind:
+        _make_vocabulary(work, say)
     return found
+
+
+def _make_vocabulary(work: Any, say: Callable[[str], None]) -> None:
+    """Trains the tokenizer that a corpus asks for, with its report."""
+    from lm import vocabulary_report
+    from lm.config import load, parse, put
+
+    chosen, output = work.options.vocabulary, work.folder / 'vocabulary'
+    config = load('base')
+    values = {'kind': chosen.kind, 'vocab_size': chosen.size, 'train_bytes': chosen.train_bytes}
+    put(config, {f'tokenizer.{key}': value for key, value in values.items()})
+    config.tokenizer.symbols = chosen.symbols
+    options = vocabulary_report.Options(
+        (f'corpus:{work.folder}[train]',), sizes=(), identify=bool(work.options.clean.languages)
+    )
+    vocabulary_report.report(parse(config), output, options, say=say)
+    say(f'Vocabulary: {output / "report.html"}')
 
 
 def main(arguments: list[str]) -> None:

@@ -249,6 +249,11 @@ def html(found: Json) -> str:
         note = f'<p class="note">{page.escape(words)}</p>' if words else ''
         body.append(page.section(title, note + page.table(head, rows)))
     body.append(page.section('Lengths', _lengths_html(found)))
+    if found['config']['vocabulary.kind']:
+        link = (
+            '<p>Its size, coverage and fertility: <a href="vocabulary/report.html">report</a>.</p>'
+        )
+        body.append(page.section('Vocabulary', link))
     if found['near']:
         body.append(page.section('Near duplicates', _near_html(found)))
     body.append(page.section('What was dropped and changed', _examples_html(found)))

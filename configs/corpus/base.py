@@ -99,6 +99,17 @@ def get_config() -> ConfigDict:
         }
     )
 
+    # A tokenizer trained on the split `train`, with its own report, in the folder `vocabulary`; then
+    # `config.tokenizer.path` may name the tokenizer's file there.
+    config.vocabulary = ConfigDict(
+        {
+            'kind': '',  # str: unigram | bpe | words | chars | bytes. '' = none.
+            'size': 16_384,  # int, pieces. Only read of unigram, bpe and words.
+            'train_bytes': 20_000_000,  # int, bytes. It is trained on so much, spread over the split.
+            'symbols': (),  # tuple of str. Texts that are one token each, such as '<BT>'.
+        }
+    )
+
     # Where the work is done; the result does not depend on it.
     config.run = ConfigDict(
         {

@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     # A module's reference repeats the names of its arguments more than prose does.
     config.clean.filters = ()
     config.duplicates.exact = ('document', 'paragraph')
+    config.vocabulary.kind = 'bpe'
+    config.vocabulary.size = 4096
     config.split.valid = 0.05
     config.split.test = 0.05
     return config

@@ -3,7 +3,7 @@
     python -m lm.corpus --config=configs/corpus/web.py \\
       --config.sources="('web=warc:crawl/*.warc.gz#text{url}',)"
 
-The steps and their order are about FineWeb's (Penedo et al. 2024, https://arxiv.org/abs/2406.17557), without
+The steps and their order are about those of FineWeb (https://arxiv.org/abs/2406.17557), without
 its filter of addresses, and with duplicates compared over the whole corpus.
 """
 

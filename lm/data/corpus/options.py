@@ -69,6 +69,16 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer of the corpus."""
+
+    kind: str
+    size: int
+    train_bytes: int
+    symbols: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """Where the work is done."""
 
@@ -100,12 +110,13 @@ class Options:
     duplicates: Duplicates
     split: Split
     output: Output
+    vocabulary: Vocabulary
     run: Run
     report: Report
 
 
 # Keys that a second start may change: they move the work, not the result.
-RESUMABLE = re.compile(r'run\.(?!shard_mb)|report\.(pairs)$')
+RESUMABLE = re.compile(r'run\.(?!shard_mb)|vocabulary\.|report\.pairs$')
 
 EXACT = ('document', 'paragraph', 'line')
 _CHOICES = {
@@ -114,10 +125,12 @@ _CHOICES = {
     'clean.chinese': ('keep', 'simplified', 'traditional'),
     'duplicates.exact': EXACT,
     'output.format': tuple(shards.FORMATS),
+    'vocabulary.kind': ('', 'unigram', 'bpe', 'words', 'chars', 'bytes'),
     'run.executor': ('local', 'slurm', 'ray'),
 }
 _RANGES = {
     r'clean\.max_characters|contamination\.\w+|duplicates\.(shingle|bands|rows)': (1, None),
+    r'vocabulary\.(size|train_bytes)': (1, None),
     r'clean\.(max_invalid|language_score)|duplicates\.near|split\.(valid|test)': (0, 1),
     r'clean\.min_words|duplicates\.(min_characters|boilerplate)|run\.\w+|report\.\w+s': (0, None),
 }
