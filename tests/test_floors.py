@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / 'lm'
 FLOORS = [
     {'tree', 'errors', 'memory'},
     {
-        *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
+        *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config', 'corpora'),
         *('pretrained_tokenizer', 'vocabulary', 'codes'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics'),
     },
