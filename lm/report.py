@@ -386,7 +386,7 @@ def _corpora_charts(found: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]
         if name.startswith('corpora/'):
             by_task.setdefault(name.rpartition('/')[0], []).append(name)
     return [
-        (': '.join([*folder.split('/')[1:], 'rates of corpora']), tuple(names), 'share of the rows')
+        (' '.join(['Rates of corpora', *folder.split('/')[1:]]), tuple(names), 'share of the rows')
         for folder, names in by_task.items()
     ]
 

@@ -213,12 +213,12 @@ def due(wanted: np.ndarray, batch_size: int, most: np.ndarray) -> np.ndarray:
     while (over := (found > most).any(axis=1)).any():
         step = int(np.argmax(over))  # The first after which there is more than can be.
         if (after := _shared(found[step - 1], wanted[step - 1], batch_size, most)) is None:
-            raise _used_up(step - 1, len(wanted))
+            raise _used_up(step, len(wanted))
         found[step] = after
         left = wanted[step:] * (found[step] < most)
         totals = left.sum(axis=1, keepdims=True)
         if not totals.all():
-            raise _used_up(step + int(np.argmin(totals[:, 0] > 0)), len(wanted))
+            raise _used_up(step + 1 + int(np.argmin(totals[:, 0] > 0)), len(wanted))
         found[step + 1 :] = found[step] + batch_size * np.cumsum(left / totals, axis=0)
     return found
 
@@ -240,7 +240,7 @@ def _shared(now: np.ndarray, rates: np.ndarray, left: float, most: np.ndarray) -
 
 def _used_up(step: int, steps: int) -> InputError:
     return InputError(
-        f'config.data.corpora: all rows are used up at step {step} of {steps}: let a corpus be seen more '
+        f'config.data.corpora: all rows are used up in step {step} of {steps}: let a corpus be seen more '
         "often ('epochs'; 0 = no limit), or lower config.train.steps."
     )
 
