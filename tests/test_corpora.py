@@ -35,13 +35,13 @@ def make_config(folder, named, **sections):
         for name, more in named.items()
     }
     made = {
-        'data': {'train': '', 'valid': f'text:{folder}/sea.txt', 'test': '', 'document': 'line'}
+        'data': {'train': '', 'valid': '', 'test': '', 'document': 'line'}
         | {'length': 16, 'batch_size': 8},
         'tokenizer': {'kind': 'chars'},
         'model': {'num_layers': 1, 'embed_dim': 16, 'num_heads': 2},
         'schedule': {'warmup_steps': 2},
         'train': {'steps': STEPS, 'log_every': 2, 'eval_every': 0},
-        'generate': {'samples': 1, 'max_tokens': 2},
+        'generate': {'prompts': ()},
         'checkpoint': {'every': 0},
         'log': {'tensorboard': False},
     }
@@ -158,7 +158,7 @@ def test_tasks_have_corpora_of_their_own(mode, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_pairs_with_labels(tmp_path):
+def test_labels_of_several_corpora(tmp_path):
     """Labels are learnt from all corpora, whatever numbers they have in each."""
     for name, labels in (('a', ('no', 'yes')), ('b', ('yes', 'no'))):
         lines = (f'{TEXTS["sky"][i:]}\t{labels[i % 2]}' for i in range(12))
@@ -167,7 +167,7 @@ def test_pairs_with_labels(tmp_path):
     config = make_config(
         tmp_path,
         named,
-        data={'valid': '', 'packing': False, 'length': 48},
+        data={'packing': False, 'length': 48},
         objective={'name': 'classification', 'classes': ('no', 'yes')},
         model={'architecture': 'encoder', 'attention': ('full',)},
         train={'steps': 2},

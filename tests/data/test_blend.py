@@ -166,14 +166,24 @@ def rates(draw):
     return found / found.sum(axis=1, keepdims=True), draw(st.integers(1, 5))
 
 
-@given(rates())
-def test_whole_rows_are_never_off_by_one(drawn):
-    wanted, size = drawn
+def assert_never_off_by_one(wanted, size):
     due = blend.due(wanted, size, np.full(wanted.shape[1], np.inf))
     found = blend.whole(due, size)
     assert (abs(found - due) < 1).all()
     assert (np.diff(found, axis=0) >= 0).all()
     np.testing.assert_array_equal(found.sum(axis=1), size * np.arange(len(found)))
+
+
+@given(rates())
+def test_whole_rows_are_never_off_by_one(drawn):
+    assert_never_off_by_one(*drawn)
+
+
+@pytest.mark.parametrize('weights', [(6, 1, 1, 6), (1, 11, 11, 1, 11)])
+def test_what_is_due_first_comes_first(weights):
+    """Who waited longest, and of whom most is due, would here leave others behind by a row."""
+    even = np.array(weights) / sum(weights)
+    assert_never_off_by_one(np.broadcast_to(even, (30, len(weights))), 1)
 
 
 def test_whole_rows_by_hand():
@@ -185,32 +195,34 @@ def test_whole_rows_by_hand():
 # ------------------------------------------------------------------------------- which
 
 
+def made_alone(dataset, count=12, start=0):
+    return [dataset[start + step] for step in range(count)]
+
+
 def test_a_batch_is_the_same_however_it_is_made(make):
     made = make(CORPORA, rates='scheduled', random_crop=True)
-    stream = take(made.dataset(), STEPS)
-    for step in (0, 7, STEPS - 1):
-        assert_equal(
-            [stream[step]], [make(CORPORA, rates='scheduled', random_crop=True).dataset()[step]]
-        )
-    assert_equal(stream[11:], take(made.dataset(), STEPS - 11, start=11))
+    batches = made_alone(made.dataset())
+    assert_equal(batches[5:], take(made.dataset(), 7, start=5))
+    again = make(CORPORA, rates='scheduled', random_crop=True).dataset()
+    assert_equal(batches[-1:], [again[11]])
     for hosts in (2, 4):
-        parts = [take(made.dataset(host, hosts), STEPS) for host in range(hosts)]
+        parts = [made_alone(made.dataset(host, hosts)) for host in range(hosts)]
         joined = [
             {name: np.concatenate([part[name] for part in step]) for name in step[0]}
             for step in zip(*parts, strict=True)
         ]
-        assert_equal(stream, joined)
-    assert_equal(stream[:2], take(made.dataset(), 2, start=STEPS))  # Made ahead, never learnt.
+        assert_equal(batches, joined)
+    assert_equal(batches[:2], made_alone(made.dataset(), 2, start=STEPS))  # Never learnt from.
 
 
 @pytest.mark.parametrize('named', [{'b': {}}, {'b': {}, 'c': {'weight': 0}}])
 def test_one_corpus_is_the_source_alone(named, make, data):
     data = dataclasses.replace(data, random_crop=True)
     alone = blend.build({'': make.splits['b']}, data, objective, 7, STEPS)
-    expected = take(pipeline.train_dataset(make.splits['b'], data, objective, 7), STEPS)
-    assert_equal(take(alone.dataset(), STEPS), expected)
+    expected = made_alone(pipeline.train_dataset(make.splits['b'], data, objective, 7))
+    assert_equal(made_alone(alone.dataset()), expected)
     made = make(named, random_crop=True)
-    assert_equal(take(made.dataset(), STEPS), expected)
+    assert_equal(made_alone(made.dataset()), expected)
     without = {'name', 'source'}
     one, other = (
         [{k: v for k, v in each.items() if k not in without} for each in found.seen(9)]
@@ -221,19 +233,18 @@ def test_one_corpus_is_the_source_alone(named, make, data):
 
 def test_rows_of_a_corpus_are_those_of_a_run_of_it_alone(make, data):
     made = make(CORPORA)
-    batches = take(made.dataset(), STEPS)
+    batches = made_alone(made.dataset())
     for number, name in enumerate(SIZES):
-        split = make.splits[name]
         alone = dataclasses.replace(data, batch_size=1)
-        alone = take(pipeline.train_dataset(split, alone, objective, 7 + number), STEPS)
+        alone = pipeline.train_dataset(make.splits[name], alone, objective, 7 + number)
         found = [
             {field: value[place : place + 1] for field, value in batch.items()}
             for step, batch in enumerate(batches)
             for place, (corpus, _) in enumerate(made.chosen(step))
             if corpus == number
         ]
-        assert len(found) == made.counts[-1][number]
-        assert_equal(found[:STEPS], alone[: len(found)])
+        assert len(found) == made.counts[12][number]
+        assert_equal(found, made_alone(alone, len(found)))
 
 
 def test_each_corpus_is_spread_over_the_batch(make):
