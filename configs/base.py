@@ -49,7 +49,20 @@ def get_config() -> ConfigDict:
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
             # Several are joined by ' + ': `tsv:a.tsv + tsv:b.tsv`. One that is named twice counts twice.
-            'train': 'builtin:pydocs[train]',  # str.
+            'train': 'builtin:pydocs[train]',  # str. '' where there are corpora.
+            # dict. Several sources for one stream, in its place: by name the source, and how much of it,
+            #   ConfigDict({'web': {'source': 'jsonl:web/*.jsonl', 'weight': 3.0}, 'wiki': {'source': ...}})
+            # `weight` is 1 where none is given, and `final_weight` that of the last step (only rates =
+            # scheduled reads it). With `epochs` a corpus is left out once all its rows were seen so often
+            # (0.5: half of them were seen), and the others share what it had. Each batch has rows of all.
+            'corpora': ConfigDict(),
+            # str. What part of the rows a corpus is: its weight (fixed), times
+            #   proportional    its rows: all corpora are seen equally often
+            #   temperature     rows^(1 / temperature), as in multilingual BERT and mT5
+            #   scheduled       nothing, but the weights go to `final_weight` over the steps
+            'rates': 'fixed',
+            'rates_temperature': 2.0,  # float.
+            'rates_limit': 0,  # int, rows. The most that counts of a corpus (T5's K). 0 = no limit.
             'valid': 'builtin:pydocs[valid]',  # str. '' = no validation.
             'test': 'builtin:pydocs[test]',  # str. '' = no test split.
             # str. Stands before the source of each pair, and tells a model of several tasks what to

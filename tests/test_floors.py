@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / 'lm'
 FLOORS = [
     {'tree', 'errors', 'memory'},
     {
-        *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
+        *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config', 'corpora'),
         *('pretrained_tokenizer', 'vocabulary', 'codes'),
         *('tokenizer_base', 'sentencepiece_tokenizer', 'words_tokenizer', 'fertility'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics', 'command'),

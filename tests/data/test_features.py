@@ -264,7 +264,7 @@ def test_a_kill_leaves_no_half_cache(config_data, tmp_path):
     (tmp_path / 'script.py').write_text(SCRIPT)
     (tmp_path / 'text.txt').write_text('\n'.join(TEXTS))
     data = dataclasses.replace(config_data, train=f'text:{tmp_path}/text.txt')
-    fields = json.dumps(dataclasses.asdict(data))
+    fields = json.dumps(config.to_dict(data))
     killed = run(tmp_path / 'script.py', fields, 'kill')
     assert killed.returncode == -signal.SIGKILL
     good = run(tmp_path / 'script.py', fields, 'live')
