@@ -129,14 +129,18 @@ def test_empty_corpus_names_the_source(config_data):
 
 
 def test_several_at_once_leave_one_cache(config_data):
-    barrier, results = threading.Barrier(4), []
+    barrier, reads, results = threading.Barrier(4), [], []
+
+    def identity():
+        barrier.wait(10)
+        return TEXTS
 
     def read():
-        barrier.wait(10)  # All of them have found the cache empty.
+        reads.append(1)
         yield from map(Document, TEXTS)
 
     def work():
-        made = dataclasses.replace(make(), read=read)
+        made = dataclasses.replace(make(), read=read, identity=identity)
         results.append(features.tokenize(made, tokenizer.Bytes(), config_data, 'train'))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -145,6 +149,7 @@ def test_several_at_once_leave_one_cache(config_data):
     for thread in threads:
         thread.join()
     assert len(results) == 4
+    assert len(reads) == 1
     assert all(documents_of(split) == documents_of(results[0]) for split in results)
     names = {path.name for path in features.cache_dir(config_data).iterdir()}
     assert names == {results[0].key, 'locks'}
