@@ -34,7 +34,7 @@ from lm.data.source import Source
 from lm.errors import InputError
 from lm.tokenizer import Tokenizer
 
-SHARD_BLOCKS = 128  # 32 million characters.
+SHARD_BLOCKS = 64  # 32 million characters.
 _INDEX = 'index.json'
 
 Index = dict[str, Any]

@@ -5,6 +5,7 @@ document is, and for plain text a document may be a file). Its fingerprint follo
 path, so that tokenized text is found again when files move.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -258,7 +259,7 @@ def _text(spec: Spec, data: DataConfig) -> Source:
     return Source(
         spec.text,
         lambda: (document for path in files for document in rule(path)),
-        lambda: ['text', data.document, *map(_content, files)],
+        lambda: ['text', data.document, *_contents(files)],
         _slice(spec),
     )
 
@@ -279,7 +280,7 @@ def _parallel(spec: Spec, data: DataConfig) -> Source:
         return parallel.checked(pairs, (f"'{files[0]}'", f"'{files[1]}'"), place)
 
     return Source(
-        spec.text, read, lambda: ['parallel', *map(_content, files)], _slice(spec, True), True
+        spec.text, read, lambda: ['parallel', *_contents(files)], _slice(spec, True), True
     )
 
 
@@ -312,7 +313,7 @@ def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
             yield from parallel.checked(table.pairs(records, chosen, path), sides, place)
 
     identity = [form, spec.field or fields]
-    return Source(spec.text, read, lambda: [*identity, *map(_content, files)], part, paired)
+    return Source(spec.text, read, lambda: [*identity, *_contents(files)], part, paired)
 
 
 _tsv = functools.partial(_table, form='tsv', fields='0,1')
@@ -339,7 +340,7 @@ def _triples(spec: Spec, data: DataConfig) -> Source:
             yield from triples.read(_lines(path), called, path)
 
     def identity() -> list[Any]:
-        contents = map(_content, [*files, *names.values()])
+        contents = _contents([*files, *names.values()])
         return ['triples', triples.VERSION, *contents]
 
     return Source(
@@ -446,6 +447,12 @@ def _opened(path: Path, unpack: bool = True) -> Iterator[BinaryIO]:
         raise InputError(f"'{path}' is damaged: {error}.") from None
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from None
+
+
+def _contents(paths: list[Path]) -> list[str]:
+    """Returns the SHA-256 of each file, several at a time."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return [*pool.map(_content, paths)]
 
 
 def _content(path: Path) -> str:
