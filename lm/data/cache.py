@@ -14,6 +14,7 @@ themselves.
 
 import collections
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -202,7 +203,7 @@ def _shards(
                     'is not what it was: the source or a library has changed',
                     'all',
                 )
-                for path in (folder / _INDEX, *folder.glob('[0-9]*.json')):
+                for path in (folder / _INDEX, *folder.glob('[0-9]*')):
                     path.unlink(missing_ok=True)
                 raise _Changed
             _seal(_facts(folder, number), shard._asdict())
@@ -302,6 +303,8 @@ def _alone(folder: Path, label: str) -> Iterator[None]:
     except filelock.Timeout:
         print(f"lm: another process tokenizes {label}; waiting for it ('{path}').", file=sys.stderr)
         lock.acquire()
+    except NotImplementedError:
+        raise OSError(errno.ENOLCK, 'its file system has no locks (flock)') from None
     try:
         yield
     finally:

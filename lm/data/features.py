@@ -20,7 +20,7 @@ from lm.data.source import Source
 from lm.errors import InputError
 from lm.tokenizer import Tokenizer
 
-VERSION = 2  # Of the files' format.
+VERSION = 2  # Of the files' format, and of where a shard ends.
 NO_CODES: Mapping[str, int] = MappingProxyType({})
 
 

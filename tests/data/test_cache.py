@@ -153,6 +153,8 @@ def test_what_does_not_come_out_as_it_was_is_made_again_as_a_whole(config_data, 
     assert len(encoded) > number
     assert 'o' not in ''.join(tokenizer.Bytes().decode(split.document(i)) for i in range(5))
     assert content(folder).keys() == before.keys()
+    tokenize(config_data)
+    assert capsys.readouterr().err == ''
 
 
 SCRIPT = """

@@ -45,6 +45,18 @@ def test_documents_stand_between_bos_and_eos(config_data):
     assert split.invalid_bytes == sum(len(text) % 2 for text in TEXTS)
 
 
+def test_windows_are_parts_of_documents_on_disk_and_in_memory(config_data, small_blocks):
+    stored = features.tokenize(make(), tokenizer.Bytes(), config_data, 'train')
+    for split in (stored, features.from_texts(TEXTS, tokenizer.Bytes())):
+        for index in range(4):
+            document = split.document(index)
+            assert document.dtype == np.int32
+            for start, stop in [(0, 1), (1, 4), (3, 3), (2, 10**6), (len(document), 10**6)]:
+                window = split.window(index, start, stop)
+                assert window.dtype == np.int32
+                assert window.tolist() == document[start:stop].tolist()
+
+
 def test_blocks_change_nothing(config_data, small_blocks, monkeypatch):
     small = features.tokenize(make(), tokenizer.Bytes(), config_data, 'train')
     monkeypatch.setattr(blocks, 'SIZE', 1 << 20)
