@@ -23,7 +23,7 @@ setup(
         'absl-py>=2.1',
         'array_record>=0.8; sys_platform == "linux"',
         'einops>=0.8',
-        'filelock>=3.15',  # JAX's compilation cache needs it where its size has a limit.
+        'filelock>=3.15',  # The cache of tokens; JAX's of programs, where its size has a limit.
         'flatbuffers>=24.3',  # jax.export writes files with it.
         'flax>=0.12',
         'grain>=0.2.16',

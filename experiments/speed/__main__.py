@@ -22,6 +22,7 @@ from experiments.speed import (
     limits,
     mkl,
     race,
+    shards,
     startup,
     steps,
 )
@@ -29,7 +30,7 @@ from lm.environment import environment
 
 CASES = [
     case
-    for module in (limits, steps, startup, decoding, inputs, checkpoints)
+    for module in (limits, steps, startup, decoding, inputs, shards, checkpoints)
     for case in module.CASES
 ]
 

@@ -1,12 +1,13 @@
 """Files of text, packed or not: lines, paragraphs, wholes; what is wrong with a file is one line."""
 
+import concurrent.futures
 import contextlib
 import gzip
 import hashlib
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +54,12 @@ def content(path: Path) -> str:
     """Returns the SHA-256 of a file as it lies on disk."""
     with opened(path, unpack=False) as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def contents(paths: Sequence[Path]) -> list[str]:
+    """Returns `content` of each file; several are read at a time."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(content, paths))
 
 
 def beside(path: Path, name: str) -> Path | None:

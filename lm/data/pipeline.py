@@ -132,7 +132,7 @@ class Packed:
         split, objective = self.split, self.objective
         if 'window' in objective.takes:
             stop = window.start + window.size + objective.overlap
-            return split.document(window.document)[window.start : stop]
+            return split.window(window.document, window.start, stop)
         sides = 1 + split.paired
         first = sides * window.document
         texts = tuple(split.document(first + side) for side in range(sides))
@@ -153,9 +153,9 @@ class Packed:
         """Returns tokens of another document; where there is but one, of that."""
         other = int(rng.integers(max(self.split.num_documents - 1, 1)))
         other += other >= document and self.split.num_documents > 1
-        tokens = self.split.document(other)
-        start = int(rng.integers(max(len(tokens) - size, 0) + 1))
-        return tokens[start : start + size]
+        there = int(self.split.offsets[other + 1] - self.split.offsets[other])
+        start = int(rng.integers(max(there - size, 0) + 1))
+        return self.split.window(other, start, start + size)
 
 
 def pack_split(

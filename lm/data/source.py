@@ -271,7 +271,7 @@ def _of_files(spec: Spec, read_one: Reader, identity: list[Any], **facts: Any) -
     return Source(
         spec.text,
         lambda: (document for path in paths for document in read_one(path)),
-        lambda: [*identity, *map(files.content, paths)],
+        lambda: [*identity, *files.contents(paths)],
         _slice(spec, facts.get('paired', False)),
         paths=tuple(paths),
         read_one=read_one,
@@ -301,7 +301,7 @@ def _parallel(spec: Spec, data: DataConfig) -> Source:
         return parallel.checked(pairs, (f"'{paths[0]}'", f"'{paths[1]}'"), place)
 
     return Source(
-        spec.text, read, lambda: ['parallel', *map(files.content, paths)], _slice(spec, True), True
+        spec.text, read, lambda: ['parallel', *files.contents(paths)], _slice(spec, True), True
     )
 
 
@@ -382,7 +382,7 @@ def _triples(spec: Spec, data: DataConfig) -> Source:
             yield from triples.read(files.lines(path), called, path)
 
     def identity() -> list[Any]:
-        contents = map(files.content, [*paths, *names.values()])
+        contents = files.contents([*paths, *names.values()])
         return ['triples', triples.VERSION, *contents]
 
     return Source(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm import tokenizer
-from lm.data import features, parallel, source
+from lm.data import blocks, features, parallel, source
 from lm.errors import InputError
 
 EN = ['A dog.', 'Two cats sleep.', 'It is late, "so" they say.', 'No.']
@@ -109,7 +109,7 @@ def test_fingerprints(folder, config_data):
 
 @pytest.mark.parametrize('block', [8, 30, 1 << 20])
 def test_tokens_of_pairs(block, folder, config_data, monkeypatch):
-    monkeypatch.setattr(features, '_BLOCK', block)
+    monkeypatch.setattr(blocks, 'SIZE', block)
     texts = [*PAIRS[:3], 'x' * 50]  # No target in some of the blocks.
     (folder / 'a.en').write_bytes(lines(texts[::2]))
     (folder / 'a.de').write_bytes(lines(texts[1::2]))

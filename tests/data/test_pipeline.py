@@ -79,7 +79,7 @@ def scored(batches):
 
 
 def targets_of(split):
-    stored = collections.Counter(split.tokens.tolist())
+    stored = collections.Counter(split.tokens[:].tolist())
     del stored[tokenizer.BOS]
     return stored
 
@@ -218,7 +218,8 @@ def test_evaluation_is_in_order_and_filled(data, split):
     (batch,) = take(dataset, 2)
     real = batch['segment_ids'] > 0
     order = batch['targets'][real]
-    np.testing.assert_array_equal(order, split.tokens[split.tokens != tokenizer.BOS])
+    stored = split.tokens[:]
+    np.testing.assert_array_equal(order, stored[stored != tokenizer.BOS])
     assert (batch['targets'][~real] == 0).all()
     assert not batch['loss_weights'][~real].any()
 
