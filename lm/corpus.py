@@ -83,7 +83,13 @@ def _make_vocabulary(work: Any, say: Callable[[str], None]) -> None:
     options = vocabulary_report.Options(
         (f'corpus:{work.folder}[train]',), sizes=(), identify=bool(work.options.clean.languages)
     )
-    vocabulary_report.report(parse(config), output, options, say=say)
+    try:
+        vocabulary_report.report(parse(config), output, options, say=say)
+    except InputError as error:  # It names the key of a run's config.
+        told = str(error).replace('config.tokenizer.vocab_size', 'config.vocabulary.size')
+        raise InputError(
+            f'{told} The corpus itself is made; the same command makes the rest.'
+        ) from None
     say(f'Vocabulary: {output / "report.html"}')
 
 

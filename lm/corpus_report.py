@@ -151,7 +151,7 @@ def _why(step: Json) -> str:
     return ', '.join([*told, *(['...'] if len(reasons) > 4 else [])])
 
 
-def funnel(found: Json) -> tuple[list[str], list[list[str]]]:
+def steps_table(found: Json) -> tuple[list[str], list[list[str]]]:
     """Returns head and rows of the table of steps."""
     head = ['step', 'documents', 'dropped', 'changed', 'MB', 'MB/s', 'why dropped']
     rows = []
@@ -160,15 +160,29 @@ def funnel(found: Json) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 step['name'],
-                number(step['kept']),
+                number(step['documents']),
                 number(step['documents'] - step['kept']),
                 number(step['changed']),
-                megabytes(step['kept_bytes']),
+                megabytes(step['bytes']),
                 page.NOTHING if speed is None else number(speed, 3),
                 _why(step),
             ]
         )
     return head, rows
+
+
+def funnel(found: Json) -> list[tuple[str, int, int]]:
+    """Returns (step, documents, bytes) that are left of all sources after each step."""
+    documents, size = (
+        sum(s[key] for s in found['sources'].values()) for key in ('documents', 'bytes')
+    )
+    rows = []
+    for step in found['steps']:
+        documents -= step['documents'] - step['kept']
+        size -= step['bytes'] - step['kept_bytes']
+        if step['name'] != 'hashing':  # It drops nothing.
+            rows.append((step['name'], documents, size))
+    return rows
 
 
 def planted_table(found: Json) -> tuple[list[str], list[list[str]]]:
@@ -234,7 +248,7 @@ def markdown(found: Json) -> str:
     """Returns report.md."""
     parts = [f'# The corpus {found["name"]}\n']
     parts.append(', '.join(f'{label}: {value}' for label, value in headline(found)) + '\n')
-    parts.append('## Steps\n\n' + page.markdown_table(*funnel(found)))
+    parts.append('## Steps\n\n' + page.markdown_table(*steps_table(found)))
     for title, words, head, rows in _tables(found):
         parts.append(
             f'## {title}\n\n' + (f'{words}\n\n' if words else '') + page.markdown_table(head, rows)
@@ -266,15 +280,23 @@ def html(found: Json) -> str:
 
 
 def _funnel_html(found: Json) -> str:
-    first = max((step['documents'] for step in found['steps']), default=1) or 1
-    size = max((step['bytes'] for step in found['steps']), default=1) or 1
-    head, rows = funnel(found)
-    bars = [
-        (row[0], step['kept'] / first, [row[1], row[2], f'{100 * step["kept_bytes"] / size:.1f} %'])
-        for row, step in zip(rows, found['steps'], strict=True)
-    ]
+    left = funnel(found)
+    _, first, size = left[0]
+    bars, before = [], first
+    for name, documents, kept in left:
+        cells = [
+            number(documents),
+            number(before - documents),
+            f'{100 * kept / max(1, size):.1f} %',
+        ]
+        bars.append((name, documents / max(1, first), cells))
+        before = documents
     picture = page.bars(['after', '', 'documents', 'dropped', 'of the bytes'], bars)
-    note = '<p class="note">MB/s are of one process, of the text that came to the step.</p>'
+    head, rows = steps_table(found)
+    note = (
+        '<p class="note">Documents and MB came to the step; MB/s are of one process. A filter of some '
+        'sources sees theirs only.</p>'
+    )
     return picture + '<h3>Steps</h3>' + page.table(head, rows, wide=len(head) - 1) + note
 
 
@@ -378,7 +400,7 @@ def _examples_html(found: Json) -> str:
 
 def say(found: Json, tell: Callable[[str], None]) -> None:
     """Tells the result in the terminal."""
-    head, rows = funnel(found)
+    head, rows = steps_table(found)
     tell(page.text_table(head[:6], [row[:6] for row in rows]))
     for title, _, names, cells in itertools.islice(_tables(found), 1 + bool(found['planted'])):
         if title == 'Planted faults':

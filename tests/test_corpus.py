@@ -11,6 +11,7 @@ import pytest
 from corpus_texts import prose
 
 from lm import corpus, corpus_report
+from lm.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,9 +103,14 @@ def test_in_python(made, tmp_path):
         'pydocs', sources=(f'a=jsonl:{folder}/raw.jsonl',), clean={'min_words': 8}
     )
     said = []
+    config.vocabulary.size = 1_000_000
+    with pytest.raises(InputError, match=r'config.vocabulary.size = 1000000 is more .* is \d+\.'):
+        corpus.build(config, tmp_path / 'out', said.append)
+    config.vocabulary.size = 600
     found = corpus.build(config, tmp_path / 'out', said.append)
     assert found['sources']['a']['documents'] == 25
-    assert 'Documents: train' in said[-1]
+    assert 'Vocabulary: ' in said[-1]
+    assert (tmp_path / 'out' / 'vocabulary' / 'tokenizer.model').is_file()
     assert corpus.build(config, tmp_path / 'out', said.append) == found
 
 

@@ -50,7 +50,7 @@ def real_text(data: Path, output: Path, size: int) -> dict[str, Any]:
     config = corpus.get_config(
         'base',
         sources=(
-            f'wikitext=text:{data}/wikitext2/*.txt.gz',
+            f'wikitext=paragraphs:{data}/wikitext2/*.txt.gz',
             f'imdb=jsonl:{data}/imdb_subset/*.jsonl.gz',
             f'news=tsv:{data}/ag_news/train_5k.tsv.gz#1',
             f'war_and_peace=paragraphs:{data}/warandpeace/*.txt.gz',
@@ -62,7 +62,7 @@ def real_text(data: Path, output: Path, size: int) -> dict[str, Any]:
         ),
         clean={
             'languages': ('en', 'zh'),
-            'filters': ('gopher_repetition@imdb,wikitext', 'gopher_quality@imdb,wikitext'),
+            'filters': ('gopher_repetition@imdb', 'gopher_quality@imdb'),
         },
         contamination={
             'evaluation': (
