@@ -36,15 +36,14 @@ def raw(tmp_path):
 
 
 def config(raw, **changes):
-    run = {'tasks': 1, 'shard_mb': 0.001, **changes.pop('run', {})}
-    return corpus.get_config(
-        'base',
-        sources=(f'web=jsonl:{raw}/?.jsonl#text{{url}}', f'book=paragraphs:{raw}/book.txt'),
-        contamination={'evaluation': (f'questions=lines:{raw}/questions.txt',)},
-        split={'valid': 0.2, 'test': 0.2},
-        run=run,
+    chosen = {
+        'sources': (f'web=jsonl:{raw}/?.jsonl#text{{url}}', f'book=paragraphs:{raw}/book.txt'),
+        'contamination': {'evaluation': (f'questions=lines:{raw}/questions.txt',)},
+        'split': {'valid': 0.2, 'test': 0.2},
         **changes,
-    )
+        'run': {'tasks': 1, 'shard_mb': 0.001, **changes.get('run', {})},
+    }
+    return corpus.get_config('base', **chosen)
 
 
 def result(folder):
@@ -198,6 +197,46 @@ def test_ray_gives_the_same(raw, tmp_path):
     corpus.build(config(raw, run=run), tmp_path / 'one', print)
     corpus.build(config(raw, run={**run, 'executor': 'ray'}), tmp_path / 'many', print)
     ray.shutdown()
+    assert result(tmp_path / 'one') == result(tmp_path / 'many')
+
+
+# Runs the tasks of a job one after the other, here and now.
+SBATCH = """#!{python}
+import os, re, subprocess, sys
+script = open(sys.argv[-1]).read()
+last = re.search(r'#SBATCH --array=0-(\\d+)', script)
+for task in range(int(last[1]) + 1 if last else 1):
+    environment = {{**os.environ, 'SLURM_ARRAY_TASK_ID': str(task), 'SLURM_NODELIST': 'here'}}
+    subprocess.run(['bash', sys.argv[-1]], env=environment, check=True, stdout=2)
+print('Submitted batch job 1')
+"""
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm_give_the_same(raw, tmp_path, monkeypatch):
+    programs = tmp_path / 'bin'
+    programs.mkdir()
+    (programs / 'sbatch').write_text(SBATCH.format(python=sys.executable))
+    (programs / 'srun').write_text(
+        '#!/bin/sh\nwhile [ "$1" != launch_pickled_pipeline ]; do shift; done\nexec "$@"\n'
+    )
+    (programs / 'scontrol').write_text('#!/bin/sh\necho here\n')
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{programs}:{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    few = {
+        'sources': (f'book=paragraphs:{raw}/book.txt',),
+        'contamination': {'evaluation': ()},
+        'duplicates': {'near': 0.0},
+    }
+    corpus.build(config(raw, **few), tmp_path / 'one', print)
+    chosen = config(raw, **few, run={'executor': 'slurm'})
+    with chosen.unlocked():
+        chosen.run.options.update({'time': '1:00:00', 'partition': 'cpu'})
+    said = []
+    assert corpus.build(chosen, tmp_path / 'many', said.append) is None
+    assert said[0].startswith('queued')
     assert result(tmp_path / 'one') == result(tmp_path / 'many')
 
 
