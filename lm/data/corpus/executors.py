@@ -145,14 +145,16 @@ def _progress(name: str, tasks: int, done: Path) -> Iterator[None]:
         desc=f'{name:7s}',
         total=tasks,
         unit=' tasks',
-        delay=0.5 if live else 30,
+        delay=0 if live else 30,
         mininterval=0.1 if live else 30,
         dynamic_ncols=live,
+        leave=not live,
     )
 
     def count() -> None:
-        bar.n = sum(1 for _ in done.iterdir()) if done.is_dir() else 0
-        bar.refresh() if live else bar.update(0)
+        bar.update((sum(1 for _ in done.iterdir()) if done.is_dir() else 0) - bar.n)
+        if live:
+            bar.refresh()
 
     def watch() -> None:
         while not ended.wait(0.2 if live else 5):
