@@ -30,7 +30,7 @@ from lm import (
 from lm import config as configs
 from lm.attention.masks import Mask, causal, full
 from lm.config import Config
-from lm.data import features, pipeline, source
+from lm.data import augmenter, features, pipeline, source
 from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
 from lm.errors import InputError, lookup, nearest
@@ -87,6 +87,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
             objectives.check(part.objective.name, part.model.architecture, spec)
             _check_attention(part)
             _check_options(part, text)
+            augmenter.check(part.data, text, spec.vocabulary)
         made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
     _check_evaluated(config)
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
@@ -348,9 +349,10 @@ def mixture(
         with _of_task(task):
             for other in splits[task].values():
                 pipeline.check_source(other, objective)
-            datasets[task] = pipeline.train_dataset(split, data, objective, seed, *host)
+            augment = augmenter_of(part, split) if data.augment else None
+            datasets[task] = pipeline.train_dataset(split, data, objective, seed, *host, augment)
         rows.append(
-            len(pipeline.pack_split(split, objective, data.packing).rows)
+            pipeline.count_rows(split, data, objective)
             if config.multitask.rates in mixtures.BY_ROWS
             else 1
         )
@@ -358,6 +360,12 @@ def mixture(
     tasks = mixtures.Tasks(tuple(datasets), first, last, np.array(rows, float))
     steps, ahead = config.train.steps, config.data.prefetch
     return mixtures.Mixture(datasets, tasks, config.multitask, steps, config.seed, ahead)
+
+
+def augmenter_of(run: Run, split: features.TokenizedSplit) -> augmenter.Augmenter:
+    """Returns what `config.data.augment` does to the texts of a training split."""
+    ids = vocabulary.build(run.tokenizer, run.config.tokenizer)
+    return augmenter.build(run.config.data, run.tokenizer, ids, split)
 
 
 def shares(run: Run, item: mixtures.Item) -> Rates:
