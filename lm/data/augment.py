@@ -186,7 +186,9 @@ def permute(text: np.ndarray, rng: np.random.Generator, given: Given, rate: floa
 
 
 def rotate(text: np.ndarray, rng: np.random.Generator, given: Given, rate: float) -> np.ndarray:
-    """Lets the text begin at a random token, and go on with its start (BART); of that part of texts.
+    """Lets a text begin at a random token, and go on with its start (BART).
+
+    https://arxiv.org/abs/1910.13461; the rate is the part of texts.
 
     >>> rotate([10, 11, 12, 13, 14, 15], rng, given, 1.0)
     [13, 14, 15, 10, 11, 12]
@@ -287,15 +289,15 @@ class Step(NamedTuple):
 
 
 def parse(texts: tuple[str, ...]) -> list[Step]:
-    """Returns what is done in turn; at rate 0 nothing is.
+    """Returns what is done in turn.
 
-    >>> parse(('swap 0.1', 'subword 0.5 0.2', 'insert 0'))
+    >>> parse(('swap 0.1', 'subword 0.5 0.2'))
     [Step(name='swap', numbers=(0.1,)), Step(name='subword', numbers=(0.5, 0.2))]
 
     Raises:
         InputError: a name is unknown, or a number is missing or cannot be.
     """
-    return [step for step in map(_step, texts) if step.numbers[0]]
+    return [*map(_step, texts)]
 
 
 def _step(text: str) -> Step:

@@ -49,7 +49,8 @@ class Augmenter:
             return tokens
         room = most - (len(tokens) - len(text))
         for name, numbers in self.steps:
-            text = AUGMENTATIONS[name].function(text, rng, self.given, *numbers)
+            if numbers[0]:  # At rate 0 no number is drawn either.
+                text = AUGMENTATIONS[name].function(text, rng, self.given, *numbers)
         parts = tokens[:start], text[:room], tokens[where.stop :]
         return np.concatenate(parts).astype(np.int32)
 
