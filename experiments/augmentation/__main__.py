@@ -2,7 +2,7 @@
 
     python -m experiments.augmentation
 
-Trains a small model of 20,000 words of the Brown corpus with each augmentation and without, three seeds
+Trains a small model of 6,000 words of the Brown corpus with each augmentation and without, three seeds
 each, and writes a line of `results.jsonl` for each run, the figure, and the table of the README. What is
 there already is not repeated, and a run that was broken off goes on. $LM_DATA_DIR holds `brown/brown.txt`.
 """
@@ -29,7 +29,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--steps', type=int, default=300, help='of each run (default: 300)')
+    parser.add_argument('--steps', type=int, default=240, help='of each run (default: 240)')
     parser.add_argument('--workdir', type=Path, default=Path('runs/augmentation'))
     parser.add_argument('--output', type=Path, default=HERE / 'results.jsonl')
     parser.add_argument(
@@ -59,12 +59,16 @@ def train(case: Case, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
     folder = workdir / f'{case.name.replace(" ", "-")}-{steps}-{seed}'
     embedding = workdir / f'embedding-{steps}.npy'
     report = lm.train(make_config(case, seed, steps, str(embedding)), folder)
+    if not report['finished']:
+        raise SystemExit('stopped; the same command goes on.')
     if case == CASES[0] and not embedding.exists():
         np.save(embedding, np.asarray(lm.load(folder).params['embed']['embedding']))
+    curves = report['curves']
     return {
         'case': case.name,
         'seed': seed,
-        'train_loss': report['curves']['train/loss'][-1][1],
+        'train_loss': curves['train/loss'][-1][1],
+        'valid_losses': curves['valid/loss'],
     } | record(str(folder))
 
 
