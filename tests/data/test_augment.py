@@ -152,6 +152,7 @@ def test_what_is_put_in():
     assert set(found['replace_unigram'].tolist()) == {9}
     assert set(found['replace_nearest'].tolist()) == {12}
     assert set(found['drop'].tolist()) == {UNK}
+    assert make('delete', 1.0)(tokens, rng, 4000).tolist() == [13]
     assert (len(found['insert']), set(found['insert'].tolist())) == (4000, {13})
 
 
