@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.augmentation.figure import rows
+from experiments.augmentation.figure import Measured, rows
 
 _BEGIN, _END = '<!-- results -->', '<!-- end of results -->'
 _HEAD = (
-    '| augmentation | bits a byte | change | 95 % interval | perplexity | training loss |\n'
-    '|---|--:|--:|--:|--:|--:|'
+    '| augmentation | bits a byte at the end | change | at the lowest | change | perplexity at the end '
+    '| training loss |\n|---|--:|--:|--:|--:|--:|--:|'
 )
 
 
@@ -29,16 +29,16 @@ def table(records: list[dict[str, Any]]) -> str:
     for row in rows(records):
         own = [r for r in records if r['case'] == row.name]
         nats = np.mean([r['splits']['valid']['loss'] for r in own])
-        change, sure = row.changes.mean(), row.interval
-        told = [f'{change:+.4f}', f'± {sure:.4f}'] if row.changes.any() else ['', '']
-        numbers = [
-            f'{row.values.mean():.4f}',
-            *told,
-            f'{math.exp(nats):.1f}',
-            f'{row.train:.2f}',
-        ]
+        numbers = [*_told(row.end), *_told(row.lowest), f'{math.exp(nats):.1f}', f'{row.train:.2f}']
         lines.append(f'| `{row.name}` | {" | ".join(numbers)} |')
     return '\n'.join([*lines, '', _where(records)])
+
+
+def _told(measured: Measured) -> list[str]:
+    change = f'{measured.changes.mean():+.3f} ± {measured.interval:.3f}'
+    strong = '**' * (measured.verdict != 'neither')
+    there = measured.changes.any()
+    return [f'{measured.values.mean():.3f}', f'{strong}{change}{strong}' if there else '']
 
 
 def _where(records: list[dict[str, Any]]) -> str:

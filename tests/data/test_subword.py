@@ -106,6 +106,10 @@ def test_merges_go_from_the_first_rank_on_and_from_the_left():
     words, rng = Bpe(PIECES), np.random.default_rng(0)
     assert cut(words.draw('aab', rng, 0.0)) == 'a ab'
     assert cut(words.draw('cbc', rng, 0.0)) == 'c bc'
+    later = PIECES | {'bc': Piece(4, -0.5)}
+    assert cut(Bpe(later).draw('abcc', rng, 0.0)) == 'abc c'
+    del later['abc']
+    assert cut(Bpe(later).draw('abcc', rng, 0.0)) == 'a bc c'
     aa = {'a': Piece(0, 0.0), 'aa': Piece(1, -1.0)}
     assert Bpe(aa).draw('aaa', rng, 0.0) == [1, 0]
     assert cut(words.draw('abcab', rng, 1.0)) == 'a b c a b'

@@ -18,6 +18,7 @@ def made_up(case, seed, bits, steps=300):
         'case': case.name,
         'seed': seed,
         'train_loss': 3.5,
+        'valid_losses': [[60, 3.6], [120, 4.0]],
         'steps': steps,
         'parameters': 170_000,
         'seconds': 30.0,
@@ -65,10 +66,12 @@ def test_changes_are_against_the_same_seed_and_tokenizer(tmp_path):
     ]
     rows = {row.name: row for row in figure.rows(records)}
     assert list(rows) == [helps.name, none.name, bpe.name, harms.name]
-    np.testing.assert_allclose(rows[helps.name].changes, -0.1)
-    np.testing.assert_allclose(rows[harms.name].changes, [0.1, 0.1, 0.11])
-    assert [row.verdict for row in rows.values()] == ['helps', 'neither', 'neither', 'harms']
-    assert not math.isnan(rows[none.name].interval)
+    np.testing.assert_allclose(rows[helps.name].end.changes, -0.1)
+    np.testing.assert_allclose(rows[harms.name].end.changes, [0.1, 0.1, 0.11])
+    np.testing.assert_allclose(rows[helps.name].lowest.values, np.array(bits[helps]) * 0.9)
+    np.testing.assert_allclose(rows[helps.name].lowest.changes, -0.09)
+    assert [row.end.verdict for row in rows.values()] == ['helps', 'neither', 'neither', 'harms']
+    assert not math.isnan(rows[none.name].end.interval)
     figure.draw(records, tmp_path / 'a.png')
     assert (tmp_path / 'a.png').stat().st_size > 10_000
     page = tmp_path / 'README.md'
@@ -77,7 +80,8 @@ def test_changes_are_against_the_same_seed_and_tokenizer(tmp_path):
     text = page.read_text()
     assert text.startswith('before\n<!-- results -->\n![')
     assert text.endswith('<!-- end of results -->\nafter\n')
-    assert f'| `{helps.name}` | 3.0000 | -0.1000 | ± 0.0000 | 54.6 | 3.50 |' in text
-    assert f'| `{none.name}` | 3.1000 |  |  | 54.6 | 3.50 |' in text
+    line = '3.000 | **-0.100 ± 0.000** | 2.700 | **-0.090 ± 0.000** | 54.6 | 3.50 |'
+    assert f'| `{helps.name}` | {line}' in text
+    assert f'| `{none.name}` | 3.100 |  | 2.790 |  | 54.6 | 3.50 |' in text
     assert 'old' not in text
     assert '12 runs of 300 steps and 170,000 parameters, 6 minutes in all.' in text
