@@ -4,6 +4,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# What `python -m lm.corpus` is made with, by datatrove's executors.
+CORPUS = [
+    'datatrove[processing]>=0.10,<0.11',
+    'py3langid>=0.4',  # Languages; its model comes with it.
+    'warcio>=1.7',
+]
+
 setup(
     name='lm',
     version='0.1.0',
@@ -27,6 +34,7 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
+        'pyarrow>=16',  # Parquet, and files packed by zstd.
         'sacrebleu>=2.5',
         'safetensors>=0.5',
         'sentencepiece>=0.2.1',
@@ -41,6 +49,7 @@ setup(
         'aot': ['libtpu==0.0.42.1; platform_machine == "x86_64" and sys_platform == "linux"'],
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
+        'corpus': CORPUS,
         'notebook': ['ipywidgets>=8.1', 'jupyterlab>=4.2'],
         'wandb': ['wandb>=0.18'],
         'experiments': ['nltk>=3.9'],
@@ -65,6 +74,7 @@ setup(
         # EleutherAI's harness: `--mode=evaluate --tasks=...`, `python -m lm.harness`.
         'eval': ['lm_eval>=0.4.13'],
         'test': [
+            *CORPUS,
             'hypothesis>=6.100',
             'nltk>=3.9',
             'num2words>=0.5.14',

@@ -21,8 +21,12 @@ def get_config() -> ConfigDict:
         {
             # str. Sources, `KIND:WHERE[#FIELD][SLICE]`:
             #   builtin:pydocs                prose and docstrings of Python's standard library
-            #   text:GLOB                     plain text, .gz and .xz too
+            #   text:GLOB                     plain text, .gz, .xz and .zst too; a document is what
+            #                                 `document` says, or a line, a paragraph: lines:, paragraphs:
             #   jsonl:GLOB#FIELD              one JSON object a line
+            #   parquet:GLOB#FIELD            a column
+            #   warc:GLOB                     web archives; HTML as it is
+            #   corpus:FOLDER                 what `python -m lm.corpus` made; [train], [valid], [test]
             #   tfds:NAME[/CONFIG]#FIELD      a prepared TensorFlow Datasets data set
             #   data:NAME/FILE                a file below $LM_DATA_DIR (text, or as its name says: .jsonl
             #                                 with #FIELD, .tsv, .csv, FILE.{en,de} or FILE,FILE)
@@ -45,7 +49,20 @@ def get_config() -> ConfigDict:
             # [START:STOP] in documents, or with a unit in percent of the characters (%), characters
             # (c) or words (w): [:90%], [800000w:1000000w]. Of pairs, in pairs or percent of them.
             # Several are joined by ' + ': `tsv:a.tsv + tsv:b.tsv`. One that is named twice counts twice.
-            'train': 'builtin:pydocs[train]',  # str.
+            'train': 'builtin:pydocs[train]',  # str. '' where there are corpora.
+            # dict. Several sources for one stream, in its place: by name the source, and how much of it,
+            #   ConfigDict({'web': {'source': 'jsonl:web/*.jsonl', 'weight': 3.0}, 'wiki': {'source': ...}})
+            # `weight` is 1 where none is given, and `final_weight` that of the last step (only rates =
+            # scheduled reads it). With `epochs` a corpus is left out once all its rows were seen so often
+            # (0.5: half of them were seen), and the others share what it had. Each batch has rows of all.
+            'corpora': ConfigDict(),
+            # str. What part of the rows a corpus is: its weight (fixed), times
+            #   proportional    its rows: all corpora are seen equally often
+            #   temperature     rows^(1 / temperature), as in multilingual BERT and mT5
+            #   scheduled       nothing, but the weights go to `final_weight` over the steps
+            'rates': 'fixed',
+            'rates_temperature': 2.0,  # float.
+            'rates_limit': 0,  # int, rows. The most that counts of a corpus (T5's K). 0 = no limit.
             'valid': 'builtin:pydocs[valid]',  # str. '' = no validation.
             'test': 'builtin:pydocs[test]',  # str. '' = no test split.
             # str. Stands before the source of each pair, and tells a model of several tasks what to
@@ -84,18 +101,19 @@ def get_config() -> ConfigDict:
     # How text becomes tokens. Trained on the training source when no path is given.
     config.tokenizer = ConfigDict(
         {
-            # str: unigram | bpe (both by sentencepiece) | bytes | chars; or huggingface, with a path.
+            # str: unigram | bpe (both by sentencepiece) | words | bytes | chars; or huggingface, with a
+            # path.
             'kind': 'unigram',
             # str, path of one to use as it is, with its own ids: a sentencepiece .model, a tokenizer.json,
             # or the folder of a published model (Hugging Face). '' = train one.
             'path': '',
-            'vocab_size': 4096,  # int, pieces. Only read when sentencepiece is trained.
+            'vocab_size': 4096,  # int, ids. Only read when unigram, bpe or words is trained.
             # bool. Characters outside the vocabulary become bytes, so that nothing is unknown.
             'byte_fallback': True,
-            # int, bytes. Sentencepiece is trained on at most so much, spread over the training text.
+            # int, bytes. These three are trained on at most so much, lines spread over the training text.
             'train_bytes': 20_000_000,
             # tuple of str, without white space: texts that are one token each, wherever they stand, such
-            # as tags: ('<BT>',). Only read when sentencepiece is trained.
+            # as tags: ('<BT>',). Only read when these three are trained.
             'symbols': (),
             # Ids for objectives that hide text: those of a tokenizer that has them, and else ids after
             # its own, by which the model's vocabulary grows.

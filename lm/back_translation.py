@@ -28,7 +28,7 @@ from lm.config import EvalConfig
 from lm.data import source
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel, load
-from lm.vocabulary import CHINESE_OR_JAPANESE
+from lm.words_tokenizer import CHINESE_OR_JAPANESE
 from lm.writer import atomic_write
 
 # Texts that are translated together, and kept when the next ones are interrupted.

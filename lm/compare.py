@@ -131,7 +131,9 @@ def _tokenizer(folder: Path, run: Mapping[str, Any]) -> str:
     path = folder / 'tokenizer.model'
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    return json.dumps([run['config']['tokenizer'], run['config']['data']['train']])
+    data = run['config']['data']
+    sources = [corpus['source'] for corpus in data.get('corpora', {}).values()]
+    return json.dumps([run['config']['tokenizer'], data['train'], *sources])
 
 
 def _same(runs: Sequence[Mapping[str, Any]], key: Callable[[Any], Any]) -> bool:

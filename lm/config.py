@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lm import corpora
 from lm.errors import InputError, nearest
 
 
@@ -25,6 +26,10 @@ class DataConfig:
     """Where text comes from, and how it becomes batches."""
 
     train: str
+    corpora: Mapping[str, Any]
+    rates: str
+    rates_temperature: float
+    rates_limit: int
     valid: str
     test: str
     prefix: str
@@ -350,19 +355,39 @@ def _check_tasks(config: Config) -> None:
         raise InputError('config.tasks: all weights are 0; at least one task must be learnt.')
 
 
+def _check_corpora(config: Config) -> None:
+    for task, part in tasks(config).items():
+        data, place = part.data, f'config.tasks.{task}.data' if task else 'config.data'
+        found = corpora.parse(data.corpora, f'{place}.corpora')
+        if found and data.train:
+            raise InputError(
+                f"{place}.train = '{data.train}' and {place}.corpora both say what is trained on: set "
+                f"{place}.train = ''."
+            )
+        counted = data.rates == 'scheduled' or any(corpus.epochs for corpus in found.values())
+        if task and found and counted and config.multitask.mode == 'alternating':
+            raise InputError(
+                f'{place}.corpora: a schedule and epochs are counted over the steps, of which an '
+                "alternating task has only some: set config.multitask.mode = 'joint'."
+            )
+
+
 # Smallest and largest value of the keys that have one; None is no limit.
 _RANGES = {
     r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
-    r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)': (1, None),
+    r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)|data\.rates_temperature': (
+        1,
+        None,
+    ),
     r'model\.relative_(buckets|distance)': (4, None),
     r'objective\.generator_size': (0, 1),
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
     r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
     r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale)'
-    r'|data\.workers|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
+    r'|data\.(workers|rates_limit)|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
     r'|eval\.(batch_size|stride|batches|beams|length_penalty|candidates)'
     r'|checkpoint\.(every|keep_best)|generate\.(temperature|top_k|guidance)'
@@ -427,25 +452,35 @@ def parse(config: ConfigDict) -> Config:
         InputError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    parsed = _parse(Config, values, '')
+    parsed = typed(Config, values)
     _check_tasks(parsed)
+    _check_corpora(parsed)
     return parsed
 
 
-def _parse(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+def typed(cls: type, values: Mapping[str, Any], base: str = 'configs/base.py') -> Any:
+    """Returns a dataclass of nested dicts, with all its keys and no other, each of its type.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    return _parse(cls, values, '', base)
+
+
+def _parse(cls: type, values: Mapping[str, Any], prefix: str, base: str = 'configs/base.py') -> Any:
     fields = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
             raise InputError(f'config.{prefix}{key} is not a config key.{nearest(key, fields)}')
     for key in fields:
         if key not in values:
-            raise InputError(f'config.{prefix}{key} is missing: start from configs/base.py.')
-    return cls(**{k: _value(kind, values[k], f'{prefix}{k}') for k, kind in fields.items()})
+            raise InputError(f'config.{prefix}{key} is missing: start from {base}.')
+    return cls(**{k: _value(kind, values[k], f'{prefix}{k}', base) for k, kind in fields.items()})
 
 
-def _value(kind: Any, value: Any, name: str) -> Any:
+def _value(kind: Any, value: Any, name: str, base: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _parse(kind, value, f'{name}.')
+        return _parse(kind, value, f'{name}.', base)
     if kind == tuple[str, ...]:
         if isinstance(value, str):
             value = (value,)

@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,21 @@ def environment() -> dict[str, Any]:
     flags = {
         name: os.environ[name] for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS') if name in os.environ
     }
+    return {**found, **host(_PACKAGES), **flags}
+
+
+def host(packages: Iterable[str]) -> dict[str, Any]:
+    """Returns processor, versions of packages, commit and command, without JAX. Never raises."""
     return {
-        **found,
         'cpu': _cpu(),
         'cores': len(os.sched_getaffinity(0))
         if hasattr(os, 'sched_getaffinity')
         else os.cpu_count(),
         'platform': platform.platform(),
         'python': platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in packages},
         **_commit(Path(__file__).resolve().parent.parent),
         'command': shlex.join([Path(sys.executable or 'python').name, *sys.orig_argv[1:]]),
-        **flags,
     }
 
 

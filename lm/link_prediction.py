@@ -18,7 +18,7 @@ import numpy as np
 from lm import vocabulary
 from lm.data import features, source, triples
 from lm.data.slices import Document
-from lm.run import SPLITS, Run
+from lm.run import Run, split_sources
 from lm.scores import log_probabilities
 
 Pair = tuple[str, str]  # A question and an answer.
@@ -75,7 +75,7 @@ def evaluate(run: Run, params: Any) -> dict[str, dict[str, Any]]:
         `{'SPLIT, CANDIDATES': {'mrr', 'hits@1', ..., 'signature'}}`; empty where no split is of triples.
     """
     config, data = run.config, run.config.data
-    sources = {s: source.parse(spec, data) for s in SPLITS if (spec := getattr(data, s))}
+    sources = {name: source.parse(spec, data) for name, spec in split_sources(data).items()}
     graphs = {name: found for name, each in sources.items() if (found := each.graphs)}
     name = next((name for name in ('test', 'valid') if name in graphs), '')
     if not name or not run.objective.whole:

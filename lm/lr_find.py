@@ -49,7 +49,7 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
 
     optimizer = optimizers.build(config.optimizer, learning_rate)
     items = mesh.prefetch(
-        runs.mixture(run, splits).items({'next_index': 0}),
+        runs.mixture(run, runs.blends(run, splits)).items({'next_index': 0}),
         config.data.prefetch,
         lambda item: item._replace(batch=mesh.put(item.batch, run.mesh)),
     )

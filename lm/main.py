@@ -12,6 +12,9 @@ The same start again goes on where the last one ended. Then, on what it trained:
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
+What a vocabulary comes to on texts, beside others and against its size (--config.tokenizer.kind=bpe, ...):
+  python -m lm.main --config=configs/quickstart.py --mode=vocabulary --compare=path/to/gpt2
+  python -m lm.main --mode=vocabulary --source=en=text:a.txt --source=zh=text:b.txt
 Start from a published model (a folder of Hugging Face's form), train it further, hand a result on as one:
   python -m lm.main --mode=import --from=gpt2 --workdir=runs/gpt2 --config.data.train=text:mine.txt
   python -m lm.main --workdir=runs/gpt2
@@ -19,12 +22,9 @@ Start from a published model (a folder of Hugging Face's form), train it further
   python -m lm.main --mode=export --workdir=runs/quickstart --to=program --format=stablehlo
 """
 
-import errno
 import logging
 import os
-import re
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from lm import memory
-from lm.config import flatten, load, parse, put
-from lm.errors import InputError, RunStopped, lookup, nearest
+from lm import command, memory
+from lm.config import load, parse, put
+from lm.errors import InputError, lookup
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -48,7 +48,7 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_string(
     'mode',
     'train',
-    'train | evaluate | generate | translate | lr_find | compare | import | export.',
+    'train | evaluate | generate | translate | lr_find | compare | import | export | vocabulary.',
 )
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
@@ -61,10 +61,17 @@ _PROMPT = flags.DEFINE_multi_string(
 )
 _RUNS = flags.DEFINE_list('runs', [], 'compare: workdirs, separated by commas.')
 _OUTPUT = flags.DEFINE_string(
-    'output', '', 'compare: folder for the result, runs/compare by default. translate: a .tsv file.'
+    'output',
+    '',
+    'compare, vocabulary: folder for the result, runs/compare or runs/vocabulary by default. translate: a '
+    '.tsv file.',
 )
-_SOURCE = flags.DEFINE_string(
-    'source', '', 'translate: what, such as text:mono.de, a text a line; of pairs, the first sides.'
+_SOURCE = flags.DEFINE_multi_string(
+    'source',
+    [],
+    'translate: what, such as text:mono.de, a text a line; of pairs, the first sides. vocabulary: texts to '
+    'train it on and to measure, en=text:a.txt with their language, of pairs en,zh=tsv:b.tsv; may be '
+    "repeated. Default: the config's.",
 )
 _METHOD = flags.DEFINE_string(
     'method',
@@ -133,6 +140,22 @@ _SHOTS = flags.DEFINE_integer(
 _LIMIT = flags.DEFINE_integer(
     'limit', None, 'evaluate --tasks: at most so many questions of each task.'
 )
+_BESIDE = flags.DEFINE_list(
+    'compare',
+    [],
+    'vocabulary: other tokenizers to measure: .model, tokenizer.json, folders, workdirs.',
+)
+_SIZES = flags.DEFINE_list(
+    'sizes',
+    None,
+    'vocabulary: sizes to train for the curve; none: --sizes=. Default: 1,024 to 50,257.',
+)
+_BYTES = flags.DEFINE_integer(
+    'bytes', 2_000_000, 'vocabulary: measured of each source and language, spread over it.', 1
+)
+_IDENTIFY = flags.DEFINE_bool(
+    'identify', False, "vocabulary: tell languages by py3langid (pip install -e '.[corpus]')."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
 )
@@ -141,10 +164,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
 # What XLA and JAX say of themselves (backends that are not there, layouts) is no help; errors are.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
-
-# What the system may refuse, whatever the program was writing or reading.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
 
 # Whose keys `--config.KEY=VALUE` names where there is no --config: changes of another config.
 _BASE = Path(__file__).parent.parent / 'configs' / 'base.py'
@@ -270,14 +289,17 @@ def _generate() -> None:
 def _translate() -> None:
     from lm import back_translation
 
-    for name, value in (('source', _SOURCE.value), ('output', _OUTPUT.value)):
+    sources = [*filter(None, _SOURCE.value)]
+    for name, value in (('source', sources), ('output', _OUTPUT.value)):
         if not value:
             raise InputError(
                 f'--mode=translate needs --{name}, as in --source=text:mono.de --output=synthetic.tsv.'
             )
+    if len(sources) > 1:
+        raise InputError("--mode=translate takes one --source; join several by ' + '.")
     count, empty = back_translation.write(
         _workdir(),
-        _SOURCE.value,
+        sources[0],
         _OUTPUT.value,
         _METHOD.value,
         _SWAP.value,
@@ -357,6 +379,31 @@ def _export() -> None:
     _say(f'{_TO.value}: {write(load(_workdir(), _CHECKPOINT.value))}')
 
 
+def _vocabulary() -> None:
+    from lm.run import read_config
+    from lm.vocabulary_report import Options, report
+
+    if not (_WORKDIR.value or _SOURCE.value or _CONFIG.value):
+        raise InputError(
+            '--mode=vocabulary needs --config=FILE, the --workdir of a run, or --source=en=text:a.txt.'
+        )
+    if _WORKDIR.value and _CONFIG.value is not None:
+        raise InputError(
+            "--mode=vocabulary measures a run's tokenizer as it is: leave --config out."
+        )
+    if not all(size.isdigit() for size in _SIZES.value or ()):
+        raise InputError(f'--sizes = {",".join(_SIZES.value)} are no sizes, such as 4096,16384.')
+    config = ConfigDict(read_config(_workdir())) if _WORKDIR.value else _CONFIG.value or load(_BASE)
+    sizes = None if _SIZES.value is None else tuple(map(int, _SIZES.value))
+    sources = [*filter(None, _SOURCE.value)]
+    options = Options(sources, _BESIDE.value, sizes, _BYTES.value, _IDENTIFY.value)
+    output = Path(_OUTPUT.value or 'runs/vocabulary')
+    report(parse(config), output, options, _WORKDIR.value, _say)
+    _say(
+        (output / 'report.md').read_text().split('## Coverage')[0], f'Report: {output}/report.html'
+    )
+
+
 MODES: dict[str, Callable[[], None]] = {
     'train': _train,
     'evaluate': _evaluate,
@@ -366,27 +413,17 @@ MODES: dict[str, Callable[[], None]] = {
     'compare': _compare,
     'import': _import,
     'export': _export,
+    'vocabulary': _vocabulary,
 }
 
 
 def main(arguments: list[str]) -> None:
     """Runs the mode that the flags name; bad input is one line and exit code 2."""
-    try:
-        if len(arguments) > 1:
-            raise InputError(f"unexpected argument '{arguments[1]}': options begin with '--'.")
+    with command.errors_as_lines():
+        command.no_more(arguments)
         if _DISTRIBUTED.value:
             _join_hosts()
         lookup(MODES, _MODE.value, '--mode')()
-    except InputError as error:
-        _exit(error, 2)
-    except RunStopped as error:
-        _exit(error, 1)
-    except OSError as error:
-        if error.errno not in _REFUSALS:
-            raise
-        _exit(f"'{error.filename}': {error.strerror}." if error.filename else error.strerror, 2)
-    except KeyboardInterrupt:
-        _exit('interrupted; the same command goes on from what is kept.', 130)
 
 
 def _join_hosts() -> None:
@@ -400,34 +437,12 @@ def _join_hosts() -> None:
         ) from None
 
 
-def _exit(error: object, code: int) -> None:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(code)
-
-
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the command line; a mistake in it is one line that names the nearest right choice."""
-    if {'--help', '-h', '-help', '--helpfull', '--helpshort'} & set(arguments):
-        print(__doc__)
-        _, options = flags.FLAGS.main_module_help().strip().split('\n', 1)
-        print(f'Options:\n{options}')
-        sys.exit(0)
     global _changes_only
     _changes_only = _has_changes_only(arguments)
-    if _changes_only:
-        arguments = [arguments[0], f'--config={_BASE}', *arguments[1:]]
-    try:
-        keys = _check_config_flags(arguments)
-        return flags.FLAGS(arguments)
-    except InputError as error:
-        _exit(error, 2)
-    except flags.UnrecognizedFlagError as error:
-        known = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
-        names = [f'--{flag.name}' for flag in known]
-        _exit(f'--{error.flagname} is not an option.{nearest(f"--{error.flagname}", names)}', 2)
-    except flags.Error as error:
-        _exit(_flag_error(' '.join(str(error).split()), keys), 2)
-    raise AssertionError('unreachable')
+    base = _BASE if _changes_only else None
+    return command.parse_flags(arguments, sys.modules[__name__], 'configs/quickstart.py', base=base)
 
 
 def _has_changes_only(arguments: list[str]) -> bool:
@@ -438,61 +453,7 @@ def _has_changes_only(arguments: list[str]) -> bool:
     modes = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == '--mode']
     modes += [a.removeprefix('--mode=') for a in arguments if a.startswith('--mode=')]
     workdir = any(a == '--workdir' or a.startswith('--workdir=') for a in arguments)
-    return modes[-1:] == ['import'] or (modes[-1:] in ([], ['train']) and workdir)
-
-
-def _flag_error(message: str, keys: dict[str, Any]) -> str:
-    """Returns what absl says of a value, in the words of this project."""
-    found = re.match(r'flag --config\.([\w.]+)=(.*?): ', message)
-    if found and found[1] in keys:
-        kind = type(keys[found[1]]).__name__
-        return f"config.{found[1]} = '{found[2]}' is not of its type, {kind}."
-    return message
-
-
-def _check_config_flags(arguments: list[str]) -> dict[str, Any]:
-    """Returns the keys and values of the config file that the command line names.
-
-    Raises:
-        InputError: the file does not exist or cannot be loaded, or it has no such key as is set.
-    """
-    path = None
-    for before, argument in zip(['', *arguments], arguments, strict=False):
-        if argument.startswith('--config='):
-            path = argument.removeprefix('--config=')
-        elif before == '--config':
-            path = argument
-    keys = [a[len('--config.') :].split('=')[0] for a in arguments if a.startswith('--config.')]
-    if path is None:
-        if keys:
-            raise InputError(
-                f'--config.{keys[0]} changes a key of a config: give --config=FILE too, such as '
-                '--config=configs/quickstart.py.'
-            )
-        return {}
-    known = dict(flatten(_load(path).to_dict()))
-    for key in keys:
-        if key not in known:
-            inside = next((name for name in known if name.startswith(f'{key}.')), None)
-            hint = (
-                f' It is a section; set one of its keys, such as config.{inside}.' if inside else ''
-            )
-            hint = hint or nearest(key, known)
-            raise InputError(f"'config.{key}' is not a config key.{hint}")
-    return known
-
-
-def _load(path: str) -> ConfigDict:
-    try:
-        return load(path)
-    except InputError:
-        raise
-    except Exception as error:  # Whatever a person's own file raises.
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        place = f"config file '{path}'" + (f', line {line}' if line else '')
-        text = ' '.join(str(getattr(error, 'msg', error)).split())
-        raise InputError(f'{place}: {type(error).__name__}: {text}') from None
+    return modes[-1:] in (['import'], ['vocabulary']) or (modes[-1:] in ([], ['train']) and workdir)
 
 
 if __name__ == '__main__':

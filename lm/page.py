@@ -4,6 +4,7 @@ A page stands alone: style and figures are inline, nothing is fetched, no script
 reader's light or dark setting and is readable on a phone.
 """
 
+import difflib
 import html
 import math
 import re
@@ -125,6 +126,43 @@ def tiles(entries: Sequence[tuple[str, str]]) -> str:
     return f'<dl class="tiles">{cells}</dl>'
 
 
+def bars(head: Sequence[str], rows: Sequence[tuple[str, float, Sequence[str]]]) -> str:
+    """Returns a table whose second column is a bar.
+
+    Args:
+        head: names of the columns, with that of the bar.
+        rows: label, length of the bar from 0 to 1, and further cells, as plain text.
+    """
+    cells = ''.join(f'<th>{escape(name)}</th>' for name in head[:2])
+    cells += ''.join(f'<th class="number">{escape(name)}</th>' for name in head[2:])
+    body = ''.join(
+        f'<tr><td>{escape(label)}</td><td class="bar"><i style="width:{100 * length:.2f}%"></i></td>'
+        + ''.join(f'<td class="number">{escape(cell)}</td>' for cell in more)
+        + '</tr>'
+        for label, length, more in rows
+    )
+    return (
+        f'<div class="scroll"><table class="bars"><thead><tr>{cells}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div>'
+    )
+
+
+def beside(left: str, right: str, titles: tuple[str, str]) -> str:
+    """Returns two texts side by side, with the words marked that the other one lacks."""
+    parts = [re.findall(r'\s+|\w+|.', printable(text)) for text in (left, right)]
+    matcher = difflib.SequenceMatcher(None, *parts, autojunk=False)
+    shown = ['', '']
+    for kind, a, b, c, d in matcher.get_opcodes():
+        for side, found in enumerate((parts[0][a:b], parts[1][c:d])):
+            text = html.escape(''.join(found))
+            shown[side] += f'<mark>{text}</mark>' if kind != 'equal' and text else text
+    columns = ''.join(
+        f'<div><p class="note">{escape(title)}</p><pre>{text}</pre></div>'
+        for title, text in zip(titles, shown, strict=True)
+    )
+    return f'<div class="beside">{columns}</div>'
+
+
 def figure(title: str, series: Sequence[Series], svg: str) -> str:
     """Returns a chart with its title and, where it shows several series, its legend."""
     named = [one for one in series if not one.faint]
@@ -227,6 +265,11 @@ tr.marked td:first-child { font-weight: 600; box-shadow: inset 3px 0 var(--mark-
 pre { margin: 0 0 14px; padding: 14px 16px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; font: 13.5px/1.6 ui-monospace, 'SF Mono', Menlo, Consolas,
   'DejaVu Sans Mono', monospace; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; }
+.bars .bar { width: 40%; min-width: 120px; vertical-align: middle; }
+.bar i { display: block; height: 12px; min-width: 1px; border-radius: 2px; background: var(--c0); }
+.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr));
+  gap: 0 14px; }
+mark { background: var(--mark); color: var(--mark-ink); border-radius: 2px; }
 pre b { color: var(--c0); font-weight: 700; }
 details { margin-top: 14px; }
 summary { cursor: pointer; color: var(--muted); font-size: 14px; margin-bottom: 10px; }

@@ -96,6 +96,7 @@ def chart(
     prefix: str,
     perplexity: bool = False,
     zero: bool = False,
+    logarithmic: str = '',
 ) -> str:
     """Returns a chart as an `<svg>` element whose colours are the page's CSS variables.
 
@@ -107,6 +108,7 @@ def chart(
         perplexity: mark exp(y) on the right. The first 2 % of a long curve may then reach above the
             top, since a loss before training would flatten all that follows.
         zero: the y axis begins at 0.
+        logarithmic: the axes that are: '', 'x', 'y' or 'xy'.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -140,6 +142,8 @@ def chart(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=steps))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        for name in logarithmic:
+            _logarithmic(axes, name)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if perplexity:
@@ -154,6 +158,19 @@ def chart(
             metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')),
         )
     return _inline(buffer.getvalue(), f'{y_label} over {x_label}', prefix)
+
+
+def _logarithmic(axes, name: str) -> None:
+    """Makes the axis `x` or `y` logarithmic, with ticks at 1, 2 and 5 where they have room."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(**{f'{name}scale': 'log'})
+    low, high = axes.get_xlim() if name == 'x' else axes.get_ylim()
+    axis = axes.xaxis if name == 'x' else axes.yaxis
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=20))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def _tick(value: float) -> str:

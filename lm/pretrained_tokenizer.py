@@ -183,6 +183,12 @@ class HuggingFace(Tokenizer):
 
         return [piece(index) for index in np.flatnonzero(self.is_text).tolist()]
 
+    def byte_ids(self) -> np.ndarray:
+        if not self._fields['model'].get('byte_fallback'):
+            return np.zeros(0, np.int64)
+        found = [self.ids.get(f'<0x{byte:02X}>', -1) for byte in range(256)]
+        return np.array([i for i in found if i >= 0 and self.is_text[i]], np.int64)
+
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 

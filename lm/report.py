@@ -44,6 +44,7 @@ KEYS = (
     'finished',
     'splits',
     'tasks',
+    'corpora',
     'throughput',
     'curves',
     'samples',
@@ -83,6 +84,11 @@ _UNFINISHED = (
     'perplexities and samples come at the end.'
 )
 
+_CORPORA_NOTE = (
+    'Rows and tokens are those of one epoch. Epochs: how often each row was seen, up to the last step that '
+    'was taken.'
+)
+
 
 def curves(workdir: str | Path) -> dict[str, list[list[float]]]:
     """Returns what a run logged, from its metrics.jsonl: `{'train/loss': [[10, 8.31], ...]}`.
@@ -107,7 +113,8 @@ def write(workdir: str | Path, report: Mapping[str, Any], defaults: Mapping[str,
     Args:
         workdir: the run's folder.
         report: all of `KEYS`. `finished` is a bool; a sample is `{'prompt': str, 'text': str}`, where
-            `text` is what follows the prompt, and of several tasks `'task'`; an entry of `history` is a
+            `text` is what follows the prompt, and of several tasks `'task'`; a corpus is as
+            `lm.data.blend.Blend.seen` has it, and so of several tasks; an entry of `history` is a
             dict such as `{'event': 'resume', 'step': 250, 'time': seconds since 1970}`.
         defaults: the base config as nested dicts, to mark what differs from it.
 
@@ -247,6 +254,8 @@ def sections(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     if speed := _throughput(report['throughput']):
         labels, values = zip(*speed, strict=True)
         found['Throughput'] = page.markdown_table(labels, [values])
+    if report.get('corpora'):  # A report may be older than that.
+        found['Training data'] = page.markdown_table(*corpora_rows(report['corpora']))
     if changed := differences(defaults, report['config']):
         rows = [[f'`{key}`', text(new), text(old)] for key, (old, new) in changed.items()]
         found['Config'] = page.markdown_table(['key', 'this run', 'base'], rows)
@@ -259,6 +268,22 @@ def sections(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
             parts += [page.markdown_block(s['prompt'] + s['text']) for s in samples[:2]]
         found['Samples'] = '\n'.join(parts)
     return found
+
+
+def corpora_rows(corpora: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns head and rows of the table that says how often what was seen."""
+    names = [key for key in ('task', 'name') if any(corpus.get(key) for corpus in corpora)]
+    head = ['corpus' if key == 'name' else key for key in names]
+    rows = [
+        [
+            *(corpus[key] for key in (*names, 'source')),
+            *(number(corpus[key]) for key in ('rows', 'tokens', 'rows_seen')),
+            f'{100 * corpus["share"]:.1f} %',
+            f'{corpus["epochs"]:.2f}',
+        ]
+        for corpus in corpora
+    ]
+    return [*head, 'source', 'rows', 'tokens', 'rows seen', 'share', 'epochs'], rows
 
 
 def _task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -307,6 +332,10 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         parts.append(page.section('Samples', _samples(report['samples'])))
     if speed := _throughput(report['throughput']):
         parts.append(page.section('Throughput', page.tiles(speed)))
+    if report['corpora']:
+        note = f'<p class="note">{_CORPORA_NOTE}</p>'
+        table = page.table(*corpora_rows(report['corpora']))
+        parts.append(page.section('Training data', table + note))
     parts.append(page.section('Config', _config(report['config'], defaults)))
     where = [[key.replace('_', ' '), text(value)] for key, value in report['environment'].items()]
     parts.append(page.section('Environment', page.table(['', ''], where, wide=1)))
@@ -317,7 +346,7 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 def _charts(found: Mapping[str, Sequence[Sequence[float]]], of_tokens: bool) -> str:
     """Returns the figures; `of_tokens` says that the loss is nats a token."""
     figures, extra, used = [], [], set()
-    for title, names, label in (*CHARTS, *_task_charts(found)):
+    for title, names, label in (*CHARTS, *_task_charts(found), *_corpora_charts(found)):
         present = [name for name in names if found.get(name)]
         used |= set(present)
         if present:
@@ -350,13 +379,25 @@ def _task_charts(found: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], s
     return charts
 
 
+def _corpora_charts(found: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], str]]:
+    """Returns the charts of rates of corpora that change, one a task, as `CHARTS`."""
+    by_task: dict[str, list[str]] = {}
+    for name in found:
+        if name.startswith('corpora/'):
+            by_task.setdefault(name.rpartition('/')[0], []).append(name)
+    return [
+        (' '.join(['Rates of corpora', *folder.split('/')[1:]]), tuple(names), 'share of the rows')
+        for folder, names in by_task.items()
+    ]
+
+
 def _figure(
     title: str, found: Mapping[str, Sequence], label: str, count: int, perplexity: bool = False
 ) -> str:
     series = []
     for color, (name, points) in enumerate(found.items()):
-        # What tells them apart: train or valid, or the task.
-        part = 1 if title == 'Sampling rates' else 0
+        # What tells them apart: train or valid, or the task, or the corpus.
+        part = 1 if title == 'Sampling rates' else -1 if name.startswith('corpora/') else 0
         short_name = name.split('/')[part] if len(found) > 1 else name
         if name in _NOISY:
             series.append(Series(name, thin(points, _HTML_POINTS), color=color, faint=True))

@@ -29,8 +29,8 @@ from lm import (
 )
 from lm import config as configs
 from lm.attention.masks import Mask, causal, full
-from lm.config import Config
-from lm.data import augmenter, features, pipeline, source
+from lm.config import Config, DataConfig
+from lm.data import augmenter, blend, features, pipeline, source
 from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
 from lm.errors import InputError, lookup, nearest
@@ -300,11 +300,19 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     """
     if _present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
+    return train_tokenizer(config)
+
+
+def train_tokenizer(config: Config) -> tokenizer.Tokenizer:
+    """Returns the tokenizer of a config, from the training texts of all its tasks.
+
+    Raises:
+        InputError: none can be made of them.
+    """
     sources = {
-        (part.data.train, part.data.document, part.data.prefix): source.parse(
-            part.data.train, part.data
-        )
+        (spec, part.data.document, part.data.prefix): source.parse(spec, part.data)
         for part in configs.tasks(config).values()
+        for spec in training_sources(part.data).values()
     }
 
     def documents() -> Iterator[str]:
@@ -314,50 +322,83 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     return tokenizer.build(config.tokenizer, documents)
 
 
+def training_sources(data: DataConfig) -> dict[str, str]:
+    """Returns what is trained on: of each corpus its source, or of '' `config.data.train`, if any."""
+    named = {name: each['source'] for name, each in sorted(data.corpora.items())}
+    return named or ({'': data.train} if data.train else {})
+
+
+def split_sources(data: DataConfig) -> dict[str, str]:
+    """Returns the source of each split that there is: `train`, or `train CORPUS`; `valid` and `test`."""
+    found = {f'train {name}'.rstrip(): spec for name, spec in training_sources(data).items()}
+    return found | {name: spec for name in SPLITS[1:] if (spec := getattr(data, name))}
+
+
 def tokenized_splits(
     config: Config, text: tokenizer.Tokenizer, names: tuple[str, ...] = SPLITS
 ) -> dict[str, features.TokenizedSplit]:
-    """Returns the config's splits as tokens, from the cache where they are there."""
+    """Returns the config's splits as tokens, from the cache where they are there.
+
+    Args:
+        config: the config.
+        text: its tokenizer.
+        names: of `SPLITS`. `train` of a config with corpora is a split of each, as `split_sources`.
+    """
     code_ids = vocabulary.code_ids(text, config.tokenizer)
     return {
         name: features.tokenize(source.parse(spec, config.data), text, config.data, name, code_ids)
-        for name in names
-        if (spec := getattr(config.data, name))
+        for name, spec in split_sources(config.data).items()
+        if name.split()[0] in names
     }
 
 
-def mixture(
+def blends(
     run: Run, splits: Mapping[str, Mapping[str, features.TokenizedSplit]]
-) -> mixtures.Mixture:
+) -> dict[str, blend.Blend]:
+    """Returns what each task is trained on.
+
+    Args:
+        run: the run.
+        splits: by task, and then by name, as `tokenized_splits`.
+
+    Raises:
+        InputError: a split is not of what its objective learns from; or as `lm.data.blend.build`.
+    """
+    found = {}
+    for number, (task, part) in enumerate(run.tasks.items()):
+        data, objective = part.config.data, part.objective
+        with _of_task(task):
+            for split in splits[task].values():
+                pipeline.check_source(split, objective)
+            names = training_sources(data)
+            if not names:
+                raise InputError("config.data.train = '' and config.data.corpora names none.")
+            training = {name: splits[task][f'train {name}'.rstrip()] for name in names}
+            augmenters = {
+                name: augmenter_of(part, split) for name, split in training.items() if data.augment
+            }
+            seed, steps = run.config.seed + number, run.config.train.steps
+            found[task] = blend.build(training, data, objective, seed, steps, augmenters)
+    return found
+
+
+def mixture(run: Run, trained: Mapping[str, blend.Blend]) -> mixtures.Mixture:
     """Returns the training batches of a run, of which this host makes its rows.
 
     Args:
         run: the run.
-        splits: by task, and then by the split's name.
+        trained: of its tasks, as `blends`.
 
     Raises:
-        InputError: a training split is too small, is not of what its objective learns from, or
-            `config.multitask` cannot be.
+        InputError: hosts do not divide a batch, or `config.multitask` cannot be.
     """
     config = run.config
     weights = configs.task_weights(config) or {'': (1.0, 1.0)}
-    datasets, rows = {}, []
-    for number, (task, part) in enumerate(run.tasks.items()):
-        data, split, objective = part.config.data, splits[task]['train'], part.objective
-        host = jax.process_index(), jax.process_count()
-        seed = config.seed + number
-        with _of_task(task):
-            for other in splits[task].values():
-                pipeline.check_source(other, objective)
-            augment = augmenter_of(part, split) if data.augment else None
-            datasets[task] = pipeline.train_dataset(split, data, objective, seed, *host, augment)
-        rows.append(
-            pipeline.count_rows(split, data, objective)
-            if config.multitask.rates in mixtures.BY_ROWS
-            else 1
-        )
+    host = jax.process_index(), jax.process_count()
+    datasets = {task: each.dataset(*host) for task, each in trained.items()}
     first, last = np.array(list(weights.values())).T
-    tasks = mixtures.Tasks(tuple(datasets), first, last, np.array(rows, float))
+    rows = np.array([each.rows for each in trained.values()], float)
+    tasks = mixtures.Tasks(tuple(datasets), first, last, rows)
     steps, ahead = config.train.steps, config.data.prefetch
     return mixtures.Mixture(datasets, tasks, config.multitask, steps, config.seed, ahead)
 

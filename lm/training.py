@@ -19,7 +19,7 @@ from lm import config as configs
 from lm import memory, mesh, report, throughput, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
-from lm.data import pipeline
+from lm.data.blend import Blend
 from lm.data.features import TokenizedSplit
 from lm.data.mixture import Item, Mixture
 from lm.errors import RunStopped
@@ -60,7 +60,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         splits = {
             task: runs.tokenized_splits(part.config, text) for task, part in run.tasks.items()
         }
-        mixture = runs.mixture(run, splits)
+        trained = runs.blends(run, splits)
+        mixture = runs.mixture(run, trained)
         runs.begin(workdir, config, text)
         # -------------------------------------------------------------- restore
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
@@ -79,7 +80,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             **_invalid_bytes(splits),
         )
         # ----------------------------------------------------------------- loop
-        loop = Loop(run, workdir, splits, mixture, checkpoints, step)
+        loop = Loop(run, workdir, splits, trained, mixture, checkpoints, step)
         state, step = loop.train(state, data_state)
         # --------------------------------------------------------------- report
         return finish(loop, state, step, time.time() - started)
@@ -102,13 +103,15 @@ class Loop:
         run: Run,
         workdir: Path,
         splits: dict[str, dict[str, TokenizedSplit]],
+        trained: dict[str, Blend],
         mixture: Mixture,
         checkpoints: Checkpoints,
         start: int,
     ) -> None:
-        self.run, self.workdir, self.splits = run, workdir, splits
+        self.run, self.workdir, self.splits, self.trained = run, workdir, splits, trained
         self.config, self.mixture, self.checkpoints = run.config, mixture, checkpoints
         self.start = start
+        self.taken = dict.fromkeys(trained, start)  # Batches of each task.
         self.meter = throughput.Meter()
         self.evaluated: dict[
             int, dict[str, Any]
@@ -129,6 +132,7 @@ class Loop:
         """
         config, step = self.config, self.start
         self.since = {name: [*sums] for name, sums in data_state.get('since', {}).items()}
+        self.taken |= data_state.get('taken', {})
         items = mesh.prefetch(
             self.mixture.items(data_state),
             config.data.prefetch,
@@ -151,7 +155,7 @@ class Loop:
                 state, metrics = self.run.steps.train(
                     state, item.batch, runs.shares(self.run, item)
                 )
-                step += 1
+                step, self.taken = step + 1, item.taken
                 if pending:
                     self.record(pending, state)
                 item = item._replace(batch=None)  # It would stay on the device.
@@ -234,10 +238,21 @@ class Loop:
             'skipped': metrics['skipped'],
         }
         shown = {name: values[name] for name in ('loss', 'learning_rate')}
+        rates = self.corpora_rates(pending.item)
         if speed := self.meter.read():
             values['tokens_per_second'] = shown['tokens_per_second'] = speed
-        self.writer.write(pending.step, {f'train/{name}': value for name, value in values.items()})
+        values = {f'train/{name}': value for name, value in values.items()}
+        self.writer.write(pending.step, values | rates)
         self.progress.update(pending.step, **shown)
+
+    def corpora_rates(self, item: Item) -> dict[str, float]:
+        """Returns what part of the rows each corpus is, of the tasks of a step, where that changes."""
+        return {
+            '/'.join(filter(None, ('corpora', task, name))): rate
+            for task, number in item.numbers.items()
+            if self.trained[task].changes
+            for name, rate in self.trained[task].rates(number).items()
+        }
 
     def measured(self, item: Item, metrics: dict[str, float]) -> dict[str, float]:
         """Returns the losses to be logged: those of the step, or of several tasks since the last log."""
@@ -307,14 +322,7 @@ class Loop:
         rates = runs.shares(self.run, item)
         norms = jax.device_get(self.run.steps.norms(state, batch, rates, pending.step - 1))
         batches = {
-            task: pipeline.describe(
-                self.splits[task]['train'],
-                (part := self.run.tasks[task]).config.data,
-                part.objective,
-                self.config.seed + list(self.run.tasks).index(task),
-                number,
-            )
-            for task, number in item.numbers.items()
+            task: self.trained[task].describe(number) for task, number in item.numbers.items()
         }
         path = self.workdir / 'nonfinite.json'
         content = {
@@ -352,7 +360,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             steps = chosen(loop.checkpoints, config.eval.checkpoint, config, workdir)
             params, known = parameters(run, loop.checkpoints, steps)[1], {}
         splits = {
-            task: {name: split for name, split in parts.items() if name != 'train'}
+            task: {name: split for name, split in parts.items() if name in ('valid', 'test')}
             for task, parts in loop.splits.items()
         }
         known = {task: {'valid': result} for task, result in known.items()}
@@ -372,6 +380,11 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
         'finished': finished,
         'splits': results,
         'tasks': tasks,
+        'corpora': [
+            ({'task': task} if task else {}) | found
+            for task, each in loop.trained.items()
+            for found in each.seen(loop.taken[task])
+        ],
         'throughput': measured,
         'curves': report.curves(workdir),
         'samples': samples,

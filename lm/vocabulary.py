@@ -1,7 +1,6 @@
 """The ids of a tokenizer and those that objectives add, and where words and sentences end."""
 
 import dataclasses
-import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,9 +9,8 @@ from lm import codes
 from lm.config import TokenizerConfig
 from lm.errors import InputError
 from lm.tokenizer import Tokenizer
+from lm.words_tokenizer import goes_on
 
-# Radicals, kana and ideographs; compatibility forms; the further planes.
-CHINESE_OR_JAPANESE = (range(0x2E80, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x40000))
 # The first bytes of most of them in UTF-8, 0xE3 to 0xE9, as `surrogateescape` has them.
 _CHINESE_BYTES = tuple(map(chr, range(0xDCE3, 0xDCEA)))
 _SENTENCE_ENDS = ('.', '!', '?', '。', '．', '｡', '！', '？')
@@ -156,7 +154,4 @@ def _alone(character: str) -> bool:
     point = ord(character or ' ')
     if 0xDC80 <= point <= 0xDCFF:
         return False
-    return (
-        any(point in points for points in CHINESE_OR_JAPANESE)
-        or unicodedata.category(chr(point))[0] not in 'LMN'
-    )
+    return not goes_on(point)

@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parent.parent / 'lm'
 FLOORS = [
     {'tree', 'errors', 'memory'},
     {
-        *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config'),
+        *('mesh', 'checkpoint', 'losses', 'optimizers', 'tokenizer', 'writer', 'config', 'corpora'),
         *('pretrained_tokenizer', 'vocabulary', 'codes'),
-        *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics'),
+        *('tokenizer_base', 'sentencepiece_tokenizer', 'words_tokenizer', 'fertility'),
+        *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics', 'command'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},
@@ -31,10 +32,11 @@ FLOORS = [
         'compare',
         'page',
         'predictions',
-        *('likelihood', 'harness'),
+        *('likelihood', 'harness', 'corpus_report'),
+        *('vocabulary_report', 'vocabulary_page'),
     },
     {'pretrained'},
-    {'main'},
+    {'main', 'corpus'},
 ]
 HOST_SIDE, DEVICE_SIDE = {'data', 'objectives', 'tasks'}, {'attention', 'layers', 'models'}
 FILES = [p for p in sorted(PACKAGE.rglob('*.py')) if p != PACKAGE / '__init__.py']

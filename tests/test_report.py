@@ -63,6 +63,10 @@ def make(workdir, **changes):
         'finished': True,
         'splits': {'valid': split(2.5), 'test': split(2.75)},
         'tasks': {},
+        'corpora': [
+            {'name': '', 'source': 'builtin:pydocs[train]', 'rows': 2_000, 'tokens': 500_000}
+            | {'rows_seen': 960, 'share': 1.0, 'epochs': 0.48}
+        ],
         'throughput': {'tokens_per_second': 10_030.0, 'step_seconds_median': 0.4, 'mfu': None},
         'curves': report.curves(workdir),
         'samples': [{'prompt': 'Once ', 'text': 'upon a time'}],

@@ -13,7 +13,7 @@ import sentencepiece
 import tokenizers
 
 from configs import base
-from lm import config, tokenizer
+from lm import config, tokenizer, tokenizer_base
 from lm.errors import InputError
 from lm.pretrained_tokenizer import HuggingFace
 
@@ -191,8 +191,8 @@ def test_vocabulary_that_does_not_fit_names_one_that_does():
 
 def test_sample_is_spread_over_all_the_text():
     lines = [f'{i:09d}' for i in range(1000)]
-    assert tokenizer._sample(['\n'.join(lines)], 10**6) == lines
-    kept = tokenizer._sample(['\n'.join(lines[:400]), '\n'.join(lines[400:])], 999)
+    assert tokenizer_base.sample(['\n'.join(lines)], 10**6) == lines
+    kept = tokenizer_base.sample(['\n'.join(lines[:400]), '\n'.join(lines[400:])], 999)
     assert 450 <= sum(map(len, kept)) <= 999
     steps = np.diff([int(line) for line in kept])
     assert (steps == steps[0]).all()
@@ -200,7 +200,7 @@ def test_sample_is_spread_over_all_the_text():
 
 
 def test_long_lines_are_not_dropped_from_training():
-    assert ''.join(tokenizer._lines('abc' * 2000)) == 'abc' * 2000
+    assert ''.join(tokenizer_base.lines_of('abc' * 2000)) == 'abc' * 2000
     made = make('bpe', 'abcdefgh ' * 5000, vocab_size=280)
     assert len(made.encode('abcdefgh ' * 10)) < 45
 
@@ -295,8 +295,8 @@ def test_special_ids_of_what_is_trained_here_stay(tmp_path):
         ({'path': 'nowhere.model'}, 'nowhere.model.*cannot be read'),
         ({'path': __file__}, 'is not a tokenizer'),
         ({'kind': 'huggingface'}, 'is not trained here: set config.tokenizer.path'),
-        ({'kind': 'chars', 'symbols': ('<BT>',)}, 'is for a sentencepiece tokenizer'),
-        ({'path': __file__, 'symbols': ('<BT>',)}, 'is for a sentencepiece tokenizer'),
+        ({'kind': 'chars', 'symbols': ('<BT>',)}, 'is for a tokenizer that is trained'),
+        ({'path': __file__, 'symbols': ('<BT>',)}, 'is for a tokenizer that is trained'),
         ({'symbols': ('<BT>', 'a b')}, "'a b' is not a text without white space"),
         ({'symbols': ('',)}, "'' is not a text without white space"),
     ],

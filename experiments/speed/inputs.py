@@ -22,7 +22,7 @@ import numpy as np
 
 from configs import base
 from experiments.speed.race import Case, Contestant
-from lm import config, tokenizer
+from lm import config, sentencepiece_tokenizer, tokenizer
 from lm.data import features, pipeline, pydocs, source
 from lm.objectives.causal import causal
 
@@ -33,7 +33,7 @@ VOCAB_SIZE = 8192
 THREADS = 2
 # Characters, and the rest of the line. So much the peers get at once: cut as for sentencepiece, since a
 # single long text would leave all but one of their threads idle.
-PART = tokenizer._PART
+PART = sentencepiece_tokenizer._PART
 # GPT-2's: how a text is cut into words before byte pairs are merged.
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 

@@ -36,31 +36,41 @@ class Facts(NamedTuple):
     norm: np.ndarray
 
 
-# --- rates that depend on the step only: (tasks, options, part of the run that is done) -> [tasks] ----
+# --- rates that depend on the step only: (tasks, law, part of the run that is done) -> [tasks] --------
 
 
-def fixed(tasks: 'Tasks', options: MultitaskConfig, done: float) -> np.ndarray:
+class Law(NamedTuple):
+    """What they read of `config.multitask`, and for corpora of `config.data`."""
+
+    temperature: float
+    limit: int
+
+
+Done = float | np.ndarray  # Of many steps at once [steps, 1].
+
+
+def fixed(tasks: 'Tasks', law: Law, done: Done) -> np.ndarray:
     """Returns the weights."""
     return tasks.weights
 
 
-def proportional(tasks: 'Tasks', options: MultitaskConfig, done: float) -> np.ndarray:
+def proportional(tasks: 'Tasks', law: Law, done: Done) -> np.ndarray:
     """Returns weights times rows, as if the sources were one (Raffel et al. 2020, section 3.5.2)."""
-    return tasks.weights * _rows(tasks, options)
+    return tasks.weights * _rows(tasks, law)
 
 
-def temperature(tasks: 'Tasks', options: MultitaskConfig, done: float) -> np.ndarray:
+def temperature(tasks: 'Tasks', law: Law, done: Done) -> np.ndarray:
     """Returns weights times rows^(1 / temperature) (Arivazhagan et al. 2019)."""
-    return tasks.weights * _rows(tasks, options) ** (1 / options.temperature)
+    return tasks.weights * _rows(tasks, law) ** (1 / law.temperature)
 
 
-def scheduled(tasks: 'Tasks', options: MultitaskConfig, done: float) -> np.ndarray:
+def scheduled(tasks: 'Tasks', law: Law, done: Done) -> np.ndarray:
     """Returns weights on a straight line from the first to the last step."""
     return (1 - done) * tasks.weights + done * tasks.final_weights
 
 
-def _rows(tasks: 'Tasks', options: MultitaskConfig) -> np.ndarray:
-    return np.minimum(tasks.rows, options.limit or np.inf)
+def _rows(tasks: 'Tasks', law: Law) -> np.ndarray:
+    return np.minimum(tasks.rows, law.limit or np.inf)
 
 
 # --- rates that follow the training: (tasks, options, facts) -> [tasks] -------------------------------
@@ -103,7 +113,6 @@ BY_STEP = {
     'temperature': temperature,
     'scheduled': scheduled,
 }
-BY_ROWS = ('proportional', 'temperature')
 BY_LOSS: dict[str, Callable[['Tasks', MultitaskConfig, Facts], np.ndarray]] = {
     'progress': progress,
     'gradient_norm': gradient_norm,
@@ -113,13 +122,13 @@ BY_LOSS: dict[str, Callable[['Tasks', MultitaskConfig, Facts], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """The tasks of a run.
+    """The tasks of a run, or the corpora of a task.
 
     Attributes:
         names: of the tasks.
         weights: float64 [tasks], at the first step.
         final_weights: float64 [tasks], at the last.
-        rows: float64 [tasks], of each training split; only read by `BY_ROWS`.
+        rows: float64 [tasks], of what each is trained on.
     """
 
     names: tuple[str, ...]
@@ -182,6 +191,7 @@ class Mixture:
         self.joint = options.mode == 'joint'
         self._datasets, self._tasks, self._options = datasets, tasks, options
         self._steps, self._seed = steps, seed
+        self._law = Law(options.temperature, options.limit)
         unknown = [math.nan] * len(tasks.names)
         # Sums and counts of the window that is being measured; and what it is about.
         self._window: dict[str, list[float]] = {}
@@ -213,7 +223,7 @@ class Mixture:
         """Returns the rates of a step, float64 [tasks]; their sum is 1."""
         options = self._options
         if not self.follows:
-            rates = BY_STEP[options.rates](self._tasks, options, step / max(1, self._steps - 1))
+            rates = BY_STEP[options.rates](self._tasks, self._law, step / max(1, self._steps - 1))
         else:
             rates = np.array(self._plan.get(step // options.every, self._tasks.weights))
         return rates / rates.sum()

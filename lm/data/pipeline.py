@@ -278,12 +278,8 @@ def check_source(split: TokenizedSplit, objective: Objective) -> None:
             raise InputError(f'{what}: {error}') from None
 
 
-def count_rows(split: TokenizedSplit, data: DataConfig, objective: Objective) -> int:
-    """Returns the rows of a training split: those of an epoch."""
-    return len(_pack_for_training(split, data, objective).rows)
-
-
-def _pack_for_training(split: TokenizedSplit, data: DataConfig, objective: Objective) -> Packed:
+def _pack_grown(split: TokenizedSplit, data: DataConfig, objective: Objective) -> Packed:
+    """Returns the rows of a training split, with room for what augmentation adds."""
     return pack_split(split, objective, data.packing, growth=augment.growth(data.augment))
 
 
@@ -318,23 +314,46 @@ def train_dataset(
     Raises:
         InputError: the split has fewer rows than a batch, or hosts do not divide the batch.
     """
-    size = _rows_of_a_host(data.batch_size, num_hosts, 'config.data.batch_size')
+    return batched(pack_train(split, data, objective, augmenter), data, seed, host, num_hosts)
+
+
+def pack_train(
+    split: TokenizedSplit,
+    data: DataConfig,
+    objective: Objective,
+    augmenter: Augment | None = None,
+) -> Packed:
+    """Returns the rows of a training split.
+
+    Raises:
+        InputError: there are fewer than a batch has, or as `pack_split`.
+    """
     if data.augment and augmenter is None:
-        raise TypeError('train_dataset() needs an augmenter for what config.data.augment says.')
-    packed = _pack_for_training(split, data, objective)
-    packed = dataclasses.replace(packed, code_dropout=data.code_dropout, augment=augmenter)
-    if len(packed.rows) < data.batch_size:
+        raise TypeError('an augmenter is needed for what config.data.augment says.')
+    packed = _pack_grown(split, data, objective)
+    # Of several corpora, those that are small fill it together.
+    if len(packed.rows) < (1 if data.corpora else data.batch_size):
         raise InputError(
             f"the training source '{split.spec}' has {split.num_targets} tokens in "
             f'{len(packed.rows)} rows, less than one batch of {data.batch_size} rows x {objective.length} '
             'tokens; lower config.data.batch_size or config.data.length.'
         )
-    return (
-        _chosen_rows(packed, data, seed)
-        .random_map(packed.fields, seed=_derived(seed, 'objective'))
-        # Without a remainder, since Grain's length of an endless data set overflows at size 1.
-        .batch(size, drop_remainder=True)[host::num_hosts]
-    )
+    return dataclasses.replace(packed, code_dropout=data.code_dropout, augment=augmenter)
+
+
+def train_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDataset:
+    """Returns the endless stream of rows in random order, each a dict of arrays [T], and [S]."""
+    seed_of_fields = _derived(seed, 'objective')
+    return chosen_rows(packed, data, seed).random_map(packed.fields, seed=seed_of_fields)
+
+
+def batched(
+    packed: Packed, data: DataConfig, seed: int, host: int = 0, num_hosts: int = 1
+) -> grain.MapDataset:
+    """Returns what `train_dataset` does, of rows."""
+    size = rows_of_a_host(data.batch_size, num_hosts, 'config.data.batch_size')
+    # Without a remainder, since Grain's length of an endless data set overflows at size 1.
+    return train_rows(packed, data, seed).batch(size, drop_remainder=True)[host::num_hosts]
 
 
 def describe(
@@ -346,15 +365,20 @@ def describe(
         A JSON value: `batch`, `source`, `cache` (the folder of the tokens), and `rows`: for each
         row of the batch its windows as [document or pair, first token, number of targets].
     """
-    chosen = _chosen_rows(_pack_for_training(split, data, objective), data, seed)
+    chosen = chosen_rows(_pack_grown(split, data, objective), data, seed)
     first = index * data.batch_size
     rows = [chosen[i] for i in range(first, first + data.batch_size)]
     return {
         'batch': index,
         'source': split.spec,
         'cache': split.key,
-        'rows': [[[w.document, w.start, w.size] for w in row] for row in rows],
+        'rows': [*map(identity, rows)],
     }
+
+
+def identity(row: list[Window]) -> list[list[int]]:
+    """Returns what a row's windows are: [document or pair, first token, number of targets]."""
+    return [[w.document, w.start, w.size] for w in row]
 
 
 def eval_dataset(
@@ -389,7 +413,7 @@ def eval_dataset(
             f'config.eval.stride = {stride} is for objectives that predict each token of a window by '
             'itself (causal, prefix, masked without pairs); set it to 0.'
         )
-    size = _rows_of_a_host(batch_size, num_hosts, 'config.eval.batch_size')
+    size = rows_of_a_host(batch_size, num_hosts, 'config.eval.batch_size')
     packed = pack_split(split, objective, data.packing, stride)
     if not len(packed.rows):
         what = f"the source '{split.spec}'" if split.spec else 'the list of texts'
@@ -422,7 +446,7 @@ def batches(dataset: grain.MapDataset, start: int = 0) -> Iterator[tuple[int, Ba
         iterator.close()
 
 
-def _chosen_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDataset:
+def chosen_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDataset:
     """Returns the endless stream of rows, each a list of `Window`, before any tokens are read."""
     rows = (
         grain.MapDataset.range(len(packed.rows)).shuffle(seed=_derived(seed, 'shuffle')).repeat()
@@ -454,7 +478,7 @@ def _derived(seed: int, use: str) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def _rows_of_a_host(batch_size: int, num_hosts: int, name: str) -> int:
+def rows_of_a_host(batch_size: int, num_hosts: int, name: str) -> int:
     if batch_size % num_hosts:
         raise InputError(
             f'{name} = {batch_size} is not divisible by the number of hosts, {num_hosts}; the next '

@@ -5,22 +5,28 @@ document is, and for plain text a document may be a file). Its fingerprint follo
 path, so that tokenized text is found again when files move.
 """
 
-import contextlib
 import dataclasses
 import functools
 import glob
-import gzip
-import hashlib
 import itertools
-import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from lm.config import DataConfig, digest
-from lm.data import numerals, parallel, pydocs, slices, table, tfds, triples
+from lm.data import (
+    archives,
+    files,
+    numerals,
+    parallel,
+    pydocs,
+    shards,
+    slices,
+    table,
+    tfds,
+    triples,
+)
 from lm.data.slices import Document, Slice, decoded
 from lm.data.triples import Triple
 from lm.errors import InputError, lookup, nearest
@@ -29,6 +35,10 @@ from lm.errors import InputError, lookup, nearest
 def data_dir() -> Path:
     """Returns the folder that `data:` names are below: $LM_DATA_DIR."""
     return Path(os.environ.get('LM_DATA_DIR') or '../shared/data')
+
+
+# A file -> its documents.
+Reader = Callable[[Path], Iterator[Document]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +56,8 @@ class Source:
         facts: of a knowledge graph, called for its triples; each is two documents (or pairs), and `part`
             is in triples, or percent of them.
         parts: the sources that it joins, if it does.
+        paths: the files that it is read from, in order, where one may be read without the others,
+        read_one: by this. What `part` cuts off, and codes that all have, are not seen there.
     """
 
     spec: str
@@ -56,6 +68,8 @@ class Source:
     codes: tuple[str, ...] = ()
     facts: Callable[[], Iterator[Triple]] | None = None
     parts: tuple['Source', ...] = ()
+    paths: tuple[Path, ...] = ()
+    read_one: Reader | None = None
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -251,45 +265,53 @@ def _builtin(spec: Spec, data: DataConfig) -> Source:
     )
 
 
-def _text(spec: Spec, data: DataConfig) -> Source:
-    _no_field(spec)
-    rule = lookup(DOCUMENTS, data.document, 'config.data.document')
-    files = _files(spec)
+def _of_files(spec: Spec, read_one: Reader, identity: list[Any], **facts: Any) -> Source:
+    """Returns a source of files that are read one after the other."""
+    paths = _files(spec)
     return Source(
         spec.text,
-        lambda: (document for path in files for document in rule(path)),
-        lambda: ['text', data.document, *map(_content, files)],
-        _slice(spec),
+        lambda: (document for path in paths for document in read_one(path)),
+        lambda: [*identity, *map(files.content, paths)],
+        _slice(spec, facts.get('paired', False)),
+        paths=tuple(paths),
+        read_one=read_one,
+        **facts,
     )
+
+
+def _text(spec: Spec, data: DataConfig, document: str = '') -> Source:
+    _no_field(spec)
+    rule = lookup(files.DOCUMENTS, document or data.document, 'config.data.document')
+    return _of_files(spec, rule, ['text', document or data.document])
 
 
 def _parallel(spec: Spec, data: DataConfig) -> Source:
     _no_field(spec)
     place = f"source '{spec.text}'"
     root = data_dir() if spec.kind == 'data' else Path()
-    files = []
+    paths = []
     for side in parallel.sides(spec.where, place):
         found = _files(spec._replace(where=str(root / side)))
         if len(found) > 1:
             raise InputError(f"{place}: '{side}' matches {len(found)} files; a side is one file.")
-        files += found
+        paths += found
 
     def read() -> Iterator[Document]:
-        pairs = parallel.side_by_side(*map(_lines, files))
-        return parallel.checked(pairs, (f"'{files[0]}'", f"'{files[1]}'"), place)
+        pairs = parallel.side_by_side(*map(files.lines, paths))
+        return parallel.checked(pairs, (f"'{paths[0]}'", f"'{paths[1]}'"), place)
 
     return Source(
-        spec.text, read, lambda: ['parallel', *map(_content, files)], _slice(spec, True), True
+        spec.text, read, lambda: ['parallel', *map(files.content, paths)], _slice(spec, True), True
     )
 
 
-def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
+def _records(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
     """Returns a source of records.
 
     Args:
         spec: the source.
         data: not used.
-        form: of `table.FORMS`.
+        form: of `RECORDS`.
         fields: those that are read where the source names none.
     """
     place = f"source '{spec.text}'"
@@ -300,24 +322,45 @@ def _table(spec: Spec, data: DataConfig, form: str, fields: str) -> Source:
         raise InputError(
             f"{place}: the part '[{spec.part}]' would cut labelled texts apart; write [100:200] in texts."
         )
-    files = _files(spec)
 
-    def read() -> Iterator[Document]:
-        for path in files:
-            records = table.FORMS[form](_lines(path), chosen, path)
-            if not paired:
-                yield from table.texts(records, chosen, path)
-                continue
-            sides = tuple(f"field '{name}' of '{path}'" for name in chosen.texts)
-            yield from parallel.checked(table.pairs(records, chosen, path), sides, place)
+    def read_one(path: Path) -> Iterator[Document]:
+        records = RECORDS[form](path, chosen)
+        if not paired:
+            return table.texts(records, chosen, path)
+        sides = tuple(f"field '{name}' of '{path}'" for name in chosen.texts)
+        return parallel.checked(table.pairs(records, chosen, path), sides, place)
 
-    identity = [form, spec.field or fields]
-    return Source(spec.text, read, lambda: [*identity, *map(_content, files)], part, paired)
+    return _of_files(spec, read_one, [form, spec.field or fields], paired=paired)
 
 
-_tsv = functools.partial(_table, form='tsv', fields='0,1')
-_csv = functools.partial(_table, form='csv', fields='0,1')
-_jsonl = functools.partial(_table, form='jsonl', fields='text')
+def _of_lines(form: str, path: Path, chosen: table.Fields) -> Iterator[table.Record]:
+    return table.FORMS[form](files.lines(path), chosen, path)
+
+
+# (file, fields) -> its records.
+RECORDS: dict[str, Callable[[Path, table.Fields], Iterator[table.Record]]] = {
+    **{form: functools.partial(_of_lines, form) for form in table.FORMS},
+    'parquet': archives.parquet,
+    'warc': archives.warc,
+}
+_tsv = functools.partial(_records, form='tsv', fields='0,1')
+_csv = functools.partial(_records, form='csv', fields='0,1')
+_jsonl = functools.partial(_records, form='jsonl', fields='text')
+_parquet = functools.partial(_records, form='parquet', fields='text')
+_warc = functools.partial(_records, form='warc', fields='text')
+
+
+def _corpus(spec: Spec, data: DataConfig) -> Source:
+    """Returns a split of what `python -m lm.corpus` made."""
+    _no_field(spec._replace(codes=()))
+    split = '' if ':' in spec.part else spec.part
+    made = shards.open_split(Path(spec.where).expanduser(), split, f"source '{spec.text}'")
+    return Source(
+        spec.text,
+        lambda: made.documents(spec.code_fields),
+        lambda: ['corpus', *made.digests],
+        Slice() if split else _slice(spec),
+    )
 
 
 def _triples(spec: Spec, data: DataConfig) -> Source:
@@ -328,18 +371,18 @@ def _triples(spec: Spec, data: DataConfig) -> Source:
         )
     _no_code_fields(spec)
     paired = spec.field == _ASKED
-    files = _files(spec)
+    paths = _files(spec)
     # The file that says what ids are called, by folder.
-    names = {path.parent: found for path in files if (found := _beside(path, triples.NAMES))}
+    names = {path.parent: found for path in paths if (found := files.beside(path, triples.NAMES))}
 
     def facts() -> Iterator[Triple]:
-        for path in files:
+        for path in paths:
             known = names.get(path.parent)
-            called = triples.read_names(_lines(known), known) if known else {}
-            yield from triples.read(_lines(path), called, path)
+            called = triples.read_names(files.lines(known), known) if known else {}
+            yield from triples.read(files.lines(path), called, path)
 
     def identity() -> list[Any]:
-        contents = map(_content, [*files, *names.values()])
+        contents = map(files.content, [*paths, *names.values()])
         return ['triples', triples.VERSION, *contents]
 
     return Source(
@@ -357,9 +400,9 @@ def _data(spec: Spec, data: DataConfig) -> Source:
         return _parallel(spec, data)
     if spec.field in ('triples', _ASKED):
         return _triples(spec._replace(where=str(data_dir() / spec.where)), data)
-    kind = Path(spec.where.removesuffix('.gz').removesuffix('.xz')).suffix
+    kind = Path(files.unpacked_name(spec.where)).suffix
     spec = spec._replace(where=str(data_dir() / spec.where))
-    return {'.jsonl': _jsonl, '.tsv': _tsv, '.csv': _csv}.get(kind, _text)(spec, data)
+    return _BY_NAME.get(kind, _text)(spec, data)
 
 
 def _tfds(spec: Spec, data: DataConfig) -> Source:
@@ -375,13 +418,26 @@ def _tfds(spec: Spec, data: DataConfig) -> Source:
     )
 
 
+# What a file is by its name, packed or not; others are plain text.
+_BY_NAME = {
+    '.jsonl': _jsonl,
+    '.tsv': _tsv,
+    '.csv': _csv,
+    '.parquet': _parquet,
+    '.warc': _warc,
+}
 KINDS: dict[str, Callable[[Spec, DataConfig], Source]] = {
     'builtin': _builtin,
     'text': _text,
+    'lines': functools.partial(_text, document='line'),
+    'paragraphs': functools.partial(_text, document='paragraph'),
     'jsonl': _jsonl,
     'parallel': _parallel,
     'tsv': _tsv,
     'csv': _csv,
+    'parquet': _parquet,
+    'warc': _warc,
+    'corpus': _corpus,
     'tfds': _tfds,
     'triples': _triples,
     'data': _data,
@@ -403,18 +459,16 @@ def _no_code_fields(spec: Spec) -> None:
         )
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
 def _files(spec: Spec) -> list[Path]:
-    """Returns the files of a glob, sorted; a `data:` file may be there as .gz or .xz too."""
+    """Returns the files of a glob, sorted; a `data:` file may be there packed too."""
     pattern = os.path.expanduser(spec.where)
     if spec.kind == 'data' and not os.path.isfile(pattern):
-        pattern = next((p for e in ('.gz', '.xz') if os.path.isfile(p := pattern + e)), pattern)
+        packed = (pattern + end for end in files.UNPACKERS)
+        pattern = next(filter(os.path.isfile, packed), pattern)
     found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
-    files = [Path(path) for path in found if os.path.isfile(path)]
-    if files:
-        return files
+    paths = [Path(path) for path in found if os.path.isfile(path)]
+    if paths:
+        return paths
     if spec.kind == 'data':
         raise InputError(
             f"source '{spec.text}': there is no file '{pattern}'. Set LM_DATA_DIR to a folder that "
@@ -424,68 +478,3 @@ def _files(spec: Spec) -> list[Path]:
     near = nearest(pattern, map(str, parent.iterdir())) if parent.is_dir() else ''
     near = near if near.startswith(' Did') else ''  # The other files of the folder say nothing.
     raise InputError(f"source '{spec.text}' matches no file.{near}")
-
-
-def _beside(path: Path, name: str) -> Path | None:
-    """Returns the file of this name in the same folder, packed or not, if there is one."""
-    found = (path.with_name(name + end) for end in ('', *_UNPACKERS))
-    return next(filter(Path.is_file, found), None)
-
-
-_UNPACKERS = {'.gz': gzip.open, '.xz': lzma.open}
-
-
-@contextlib.contextmanager
-def _opened(path: Path, unpack: bool = True) -> Iterator[BinaryIO]:
-    """Opens a file for reading; what goes wrong in the block becomes one line."""
-    packed = unpack and path.suffix in _UNPACKERS
-    try:
-        with _UNPACKERS[path.suffix](path) if packed else path.open('rb') as file:
-            yield file
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise InputError(f"'{path}' is damaged: {error}.") from None
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from None
-
-
-def _content(path: Path) -> str:
-    """Returns the SHA-256 of a file as it lies on disk."""
-    with _opened(path, unpack=False) as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _whole_file(path: Path) -> Iterator[Document]:
-    with _opened(path) as file:
-        yield decoded(file.read().removeprefix(b'\xef\xbb\xbf'))
-
-
-def _lines(path: Path) -> Iterator[Document]:
-    """Yields the lines without their ends; empty ones are skipped by `Source.records`."""
-    with _opened(path) as file:
-        for number, line in enumerate(file):
-            line = line.removeprefix(b'\xef\xbb\xbf') if number == 0 else line
-            yield decoded(line.rstrip(b'\r\n'))
-
-
-def _paragraphs(path: Path) -> Iterator[Document]:
-    """Yields runs of lines between blank ones."""
-    kept: list[Document] = []
-    for line in _lines(path):
-        if line.text.strip():
-            kept.append(line)
-        elif kept:
-            yield _joined(kept)
-            kept = []
-    if kept:
-        yield _joined(kept)
-
-
-def _joined(lines: list[Document]) -> Document:
-    return Document('\n'.join(line.text for line in lines), sum(x.invalid_bytes for x in lines))
-
-
-DOCUMENTS: dict[str, Callable[[Path], Iterator[Document]]] = {
-    'file': _whole_file,
-    'line': _lines,
-    'paragraph': _paragraphs,
-}

@@ -146,9 +146,13 @@ def json_lines(lines: Iterator[Document], chosen: Fields, path: Path) -> Iterato
             raise InputError(f'{place} is not JSON: {error}.') from None
         if not isinstance(record, dict):
             raise InputError(f'{place} is not a JSON object with a field {names[0]!r}.')
-        found = [decoded(_text(_field(record, name, place), name, place)) for name in names]
+        found = [decoded(text_of(_field(record, name, place), name, place)) for name in names]
         invalid_bytes = line.invalid_bytes + sum(value.invalid_bytes for value in found)
-        codes = tuple(code for name in chosen.codes for code in _codes(record, name, place))
+        codes = tuple(
+            code
+            for name in chosen.codes
+            for code in code_values(_field(record, name, place), name, place)
+        )
         yield Record(number, tuple(value.text for value in found), invalid_bytes, codes)
 
 
@@ -165,14 +169,15 @@ def _field(record: dict[str, Any], name: str, place: str) -> Any:
     return found
 
 
-def _codes(record: dict[str, Any], name: str, place: str) -> Iterator[str]:
-    found = _field(record, name, place)
+def code_values(found: Any, name: str, place: str) -> Iterator[str]:
+    """Yields `NAME=VALUE` of what a field holds; of a list several, of null none."""
     for value in found if isinstance(found, list) else [found]:
-        if value is not None and (text := decoded(_text(value, name, place)).text.strip()):
+        if value is not None and (text := decoded(text_of(value, name, place)).text.strip()):
             yield f'{name}={text}'
 
 
-def _text(found: Any, name: str, place: str) -> str:
+def text_of(found: Any, name: str, place: str) -> str:
+    """Returns what a field holds as text; a list of texts is joined by spaces."""
     if isinstance(found, list) and all(isinstance(value, str) for value in found):
         return ' '.join(found)
     if isinstance(found, bool | int | float):

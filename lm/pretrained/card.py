@@ -73,7 +73,7 @@ def card(
         parts += [f'## lm-evaluation-harness\n\n{page.markdown_table(head, rows)}']
     if found:
         parts += [f'## Training\n\n{page.markdown_text(report.status(found))}\n']
-        parts += [sections['Config']]
+        parts += [sections[title] for title in ('Training data', 'Config') if title in sections]
     if of_run and 'Samples' in sections:
         parts += [f'## Samples\n\n{sections["Samples"]}']
     return '\n'.join(parts)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from lm import tokenizer
+from lm import config, tokenizer
 from lm.data import features, pipeline, source
 from lm.data.slices import Document, Slice
 from lm.errors import InputError
@@ -260,7 +260,7 @@ def digest(split, data):
 def test_another_process_makes_the_same_batches(data, split):
     data = dataclasses.replace(data, random_crop=True)
     here = os.path.dirname(__file__)
-    arguments = [sys.executable, '-c', PROGRAM, here, json.dumps(dataclasses.asdict(data))]
+    arguments = [sys.executable, '-c', PROGRAM, here, json.dumps(config.to_dict(data))]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'PYTHONHASHSEED': '7'}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split()[-1] == digest(split, data)

@@ -1,0 +1,108 @@
+"""From raw text to a corpus worth training on, with a report of what was thrown away and why.
+
+Clean, deduplicate and split; then read corpora/pydocs/report.html:
+  python -m lm.corpus --config=configs/corpus/pydocs.py
+Your own text; all keys are explained in configs/corpus/base.py:
+  python -m lm.corpus --config=configs/corpus/base.py --output=corpora/mine \\
+    --config.sources="('web=jsonl:crawl/*.jsonl.zst#text{url}', 'books=text:books/*.txt')"
+The same start again goes on where the last one was stopped. Train on the result:
+  python -m lm.main --config=configs/quickstart.py --config.data.train='corpus:corpora/mine[train]' \\
+    --config.data.valid='corpus:corpora/mine[valid]' --config.data.test='corpus:corpora/mine[test]'
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from lm import command
+from lm.data import corpus
+from lm.data.corpus import get_config
+from lm.errors import InputError
+
+__all__ = ['build', 'get_config']
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Config file, such as configs/corpus/pydocs.py. --config.KEY=VALUE changes a key.',
+)
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Folder of the corpus. Default: corpora/ and the name of the config file.'
+)
+
+
+def build(
+    config: ConfigDict, folder: str | Path, say: Callable[[str], None] = print
+) -> dict[str, Any] | None:
+    """Makes a corpus with its report, or goes on with it where it was stopped.
+
+    Args:
+        config: what to make, of `get_config`.
+        folder: where.
+        say: told what was found.
+
+    Returns:
+        What report.json holds; None where its jobs have been queued.
+
+    Raises:
+        InputError: see `lm.data.corpus.build`.
+    """
+
+    def report(work: Any) -> Any:
+        from lm.corpus_report import Report
+
+        return Report(work)
+
+    work = corpus.build(config, folder, say, last=report)
+    if work is None:
+        return None
+    from lm import corpus_report
+
+    found = json.loads((Path(folder) / 'report.json').read_text())
+    corpus_report.say(found, say)
+    if work.options.vocabulary.kind:
+        _make_vocabulary(work, say)
+    return found
+
+
+def _make_vocabulary(work: Any, say: Callable[[str], None]) -> None:
+    """Trains the tokenizer that a corpus asks for, with its report."""
+    from lm import vocabulary_report
+    from lm.config import load, parse, put
+
+    chosen, output = work.options.vocabulary, work.folder / 'vocabulary'
+    config = load('base')
+    values = {'kind': chosen.kind, 'vocab_size': chosen.size, 'train_bytes': chosen.train_bytes}
+    put(config, {f'tokenizer.{key}': value for key, value in values.items()})
+    config.tokenizer.symbols = chosen.symbols
+    options = vocabulary_report.Options(
+        (f'corpus:{work.folder}[train]',), sizes=(), identify=bool(work.options.clean.languages)
+    )
+    vocabulary_report.report(parse(config), output, options, say=say)
+    say(f'Vocabulary: {output / "report.html"}')
+
+
+def main(arguments: list[str]) -> None:
+    """Makes the corpus that the flags name; bad input is one line and exit code 2."""
+    with command.errors_as_lines():
+        command.no_more(arguments)
+        if _CONFIG.value is None:
+            raise InputError('--config=FILE is missing, such as --config=configs/corpus/pydocs.py.')
+        name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+        folder = _OUTPUT.value or str(Path('corpora') / name)
+        if build(_CONFIG.value, folder):
+            print(f'Report: {Path(folder) / "report.html"}')
+
+
+if __name__ == '__main__':
+    app.run(
+        main,
+        flags_parser=lambda arguments: command.parse_flags(
+            arguments, sys.modules[__name__], 'configs/corpus/pydocs.py'
+        ),
+    )

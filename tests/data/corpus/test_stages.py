@@ -1,0 +1,250 @@
+"""The road as a whole: it does not depend on how it is gone."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from corpus_texts import prose
+
+from lm.data import corpus, shards, source
+from lm.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+STAGES = ('index', 'clean', 'exact', 'near', 'groups', 'write', 'manifest')
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Five files in two sources: good documents, copies, near copies, and some that are dropped."""
+    folder = tmp_path / 'raw'
+    folder.mkdir()
+    number = 0
+    for name in ('a', 'b', 'c', 'd'):
+        documents = []
+        for _ in range(12):
+            documents += [prose(number), prose(number // 2).replace('stone', 'rock', 1)]
+            number += 1
+        lines = [json.dumps({'text': text, 'url': f'{name}.org'}) for text in [*documents, 'x', '']]
+        (folder / f'{name}.jsonl').write_text('\n'.join(lines) + '\n')
+    (folder / 'book.txt').write_text(f'{prose(1000)}\n\n{prose(1001)}\n\n{prose(3)}\n')
+    (folder / 'questions.txt').write_text(f'{prose(7)[100:300]}\nshort\n')
+    return folder
+
+
+def config(raw, **changes):
+    run = {'tasks': 1, 'shard_mb': 0.001, **changes.pop('run', {})}
+    return corpus.get_config(
+        'base',
+        sources=(f'web=jsonl:{raw}/?.jsonl#text{{url}}', f'book=paragraphs:{raw}/book.txt'),
+        contamination={'evaluation': (f'questions=lines:{raw}/questions.txt',)},
+        split={'valid': 0.2, 'test': 0.2},
+        run=run,
+        **changes,
+    )
+
+
+def result(folder):
+    """Returns the digest of each file that counts."""
+    files = [*folder.glob('*/*.jsonl.zst'), *folder.glob('*/*.array_record')]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [*files, folder / shards.MANIFEST]
+        if path.relative_to(folder).parts[0] != 'work'
+    }
+
+
+def records(folder):
+    made = shards.open_split(folder, '', 'here')
+    return list(made.records())
+
+
+def test_what_is_kept(raw, tmp_path, config_data):
+    out = tmp_path / 'out'
+    work = corpus.build(config(raw), out, print)
+    found = records(out)
+    texts = [record['text'] for record in found]
+    assert len(texts) == len(set(texts))
+    kept = {text.replace('rock', 'stone') for text in texts}
+    assert kept == {prose(i) for i in (*range(48), 1000, 1001)} - {prose(7)}
+    assert all(record['url'] == 'a.org' for record in found if record['text'] == prose(0))
+    assert {record['source'] for record in found} == {'web', 'book'}
+    assert not work.path().exists()
+    read = {
+        split: [d.text for d in source.parse(f'corpus:{out}[{split}]', config_data).records()]
+        for split in shards.SPLITS
+    }
+    assert sorted(sum(read.values(), [])) == sorted(texts)
+    assert all(read.values())
+    coded = source.parse(f'corpus:{out}#{{source}}[train]', config_data).records()
+    assert {document.codes for document in coded} == {('source=web',), ('source=book',)}
+
+
+def test_splits_stay_when_the_corpus_grows(raw, tmp_path):
+    def splits(name):
+        corpus.build(config(raw), tmp_path / name, print)
+        return {
+            record['text']: split
+            for split in shards.SPLITS
+            for record in shards.open_split(tmp_path / name, split, '').records()
+        }
+
+    before = splits('one')
+    (raw / 'e.jsonl').write_text(json.dumps({'text': prose(5000), 'url': ''}) + '\n')
+    (raw / 'book.txt').write_text(prose(6000) + '\n\n' + (raw / 'book.txt').read_text())
+    after = splits('two')
+    assert len(after) == len(before) + 2
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize('form', shards.FORMATS)
+def test_a_shard_that_was_changed_is_found(raw, tmp_path, form, config_data):
+    out = tmp_path / 'out'
+    chosen = config(raw, output={'format': form})
+    corpus.build(chosen, out, print)
+    whole = result(out)
+    path = max(out.glob('train/*'), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    for damage in ('cut', 'altered'):
+        if damage == 'cut':
+            path.write_bytes(data[:-1])
+        else:
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        with pytest.raises(InputError, match=f'{path.name}.* is not as it was written'):
+            list(source.parse(f'corpus:{out}[train]', config_data).records())
+    said = []
+    corpus.build(chosen, out, said.append)
+    assert 'is made again' in said[0]
+    assert result(out) == whole
+    said.clear()
+    corpus.build(chosen, out, said.append)
+    assert not said
+
+
+# Kills itself in a task of a stage, before the task is marked as done: in its midst, or at its end.
+KILL = """
+import json, os, signal, sys
+from lm.data import corpus, shards
+from lm.data.corpus import stages
+
+stage, midst, config, folder = sys.argv[1], sys.argv[2] == 'midst', *sys.argv[3:]
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+for kind in [getattr(stages, name.title()) for name in %r]:
+    def task(self, rank, tasks, do=kind.task):
+        mine = self.name == stage and rank == (1 if stage in ('clean', 'exact', 'near', 'write') else 0)
+        if mine and midst:
+            shards.JsonlWriter.close = die
+        do(self, rank, tasks)
+        if mine:
+            die()
+    kind.task = task
+made = corpus.get_config('base')
+with made.unlocked(), made.ignore_type():
+    made.update(json.loads(config))
+corpus.build(made, folder)
+"""
+
+
+def kill(raw, folder, stage, moment):
+    made = json.dumps(config(raw).to_dict(), default=list)
+    command = [sys.executable, '-c', KILL % (STAGES,), stage, moment, made, str(folder)]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+
+
+def done_tasks(folder):
+    """Returns when each task was done that was done."""
+    marks = (folder / 'work' / 'logs').glob('*/completions/*')
+    return {(path.parts[-3], path.name): path.stat().st_mtime_ns for path in marks}
+
+
+MOMENTS = [*((stage, 'end') for stage in STAGES), ('clean', 'midst'), ('write', 'midst')]
+
+
+@pytest.mark.first_quick
+@pytest.mark.parametrize(('stage', 'moment'), MOMENTS[::-1])
+def test_a_killed_run_goes_on_where_it_was(raw, tmp_path, stage, moment):
+    chosen = config(raw, run={'keep_work': True})
+    corpus.build(chosen, tmp_path / 'whole', print)
+    out = tmp_path / 'out'
+    kill(raw, out, stage, moment)
+    before = done_tasks(out)
+    assert (stage, '00001') not in before
+    assert not (out / shards.MANIFEST).exists() or stage == 'manifest'
+    corpus.build(chosen, out, print)
+    assert before.items() <= done_tasks(out).items()
+    assert result(out) == result(tmp_path / 'whole')
+    assert not list(out.rglob('*.partial')) or moment == 'midst'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tasks', [2, 8])
+def test_the_number_of_tasks_does_not_matter(raw, tmp_path, tasks):
+    corpus.build(config(raw), tmp_path / 'one', print)
+    corpus.build(config(raw, run={'tasks': tasks}), tmp_path / 'many', print)
+    assert result(tmp_path / 'one') == result(tmp_path / 'many')
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same(raw, tmp_path):
+    ray = pytest.importorskip('ray')
+    run = {'shard_mb': 1, 'tasks': 2}  # Two shards: a process of Ray takes seconds to begin.
+    corpus.build(config(raw, run=run), tmp_path / 'one', print)
+    corpus.build(config(raw, run={**run, 'executor': 'ray'}), tmp_path / 'many', print)
+    ray.shutdown()
+    assert result(tmp_path / 'one') == result(tmp_path / 'many')
+
+
+WRONG = {
+    'sources': (
+        {'sources': ()},
+        'config.sources is empty',
+    ),
+    'no name': ({'sources': ('text:x',)}, "'text:x' has no name; write NAME=text:x"),
+    'same name': (
+        {'sources': ('a=builtin:pydocs', 'a=builtin:pydocs')},
+        "two of them have the name 'a'",
+    ),
+    'no file': ({'sources': ('a=text:nowhere/*.txt',)}, "'text:nowhere/.*' matches no file"),
+    'pairs': ({'sources': ('a=builtin:numerals#en,de',)}, 'is of pairs'),
+    'choice': ({'output': {'format': 'json'}}, "config.output.format = 'json' .* 'jsonl'"),
+    'range': (
+        {'split': {'valid': 1.5}},
+        'config.split.valid = 1.5 must be at least 0 and at most 1',
+    ),
+    'split': ({'split': {'valid': 0.5, 'test': 0.5}}, 'leave nothing to train on'),
+    'evaluation': (
+        {'contamination': {'evaluation': ('q=text:nowhere',)}},
+        "'text:nowhere' matches no file",
+    ),
+    'slurm': ({'run': {'executor': 'slurm'}}, 'needs config.run.options.time'),
+    'all dropped': (
+        {'clean': {'min_words': 100_000}},
+        "nothing is left: the step 'words' dropped 459 of the 459",
+    ),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_what_is_wrong_is_one_line(case, tmp_path):
+    changes, message = WRONG[case]
+    with pytest.raises(InputError, match=message) as caught:
+        corpus.build(corpus.get_config('pydocs', **changes), tmp_path / 'out', print)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_folder_belongs_to_one_corpus(raw, tmp_path):
+    out = tmp_path / 'out'
+    corpus.build(config(raw), out, print)
+    corpus.build(config(raw, run={'tasks': 2}), out, print)  # Moves the work only.
+    with pytest.raises(InputError, match='config.clean.min_words \\(5 there, 6 now\\)'):
+        corpus.build(config(raw, clean={'min_words': 6}), out, print)
+    (raw / 'e.jsonl').write_text((raw / 'a.jsonl').read_text())
+    with pytest.raises(InputError, match='e.jsonl. came or went'):
+        corpus.build(config(raw), out, print)
