@@ -16,15 +16,19 @@ class Case:
     Attributes:
         augment: `config.data.augment`, of one entry; () for none.
         kind: of tokenizer.
+        dropout: `config.model.dropout`, to compare with what is usual.
     """
 
     augment: tuple[str, ...]
     kind: str = 'unigram'
+    dropout: float = 0.0
 
     @property
     def name(self) -> str:
         """In the table and the figure, and of the run's folder."""
         name = ', '.join(self.augment) or 'none'
+        if self.dropout:
+            name += f', dropout {self.dropout:g}'
         return name if self.kind == 'unigram' else f'{name} ({self.kind})'
 
     @property
@@ -48,6 +52,7 @@ CASES = (
     Case(('shuffle 0.1',)),
     Case(('permute 0.5',)),
     Case(('rotate 0.5',)),
+    Case((), dropout=0.2),
 )
 
 
@@ -74,7 +79,7 @@ def make_config(case: Case, seed: int, steps: int, embedding: str) -> ConfigDict
             'augment_embedding': embedding if nearest else '',
         },
         tokenizer={'kind': case.kind, 'vocab_size': 512},
-        model={'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'dropout': 0.0},
+        model={'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'dropout': case.dropout},
         schedule={'warmup_steps': steps // 10},
         train={'steps': steps, 'eval_every': steps // 4},
         checkpoint={'every': 0},
