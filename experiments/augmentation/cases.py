@@ -57,7 +57,7 @@ CASES = (
 
 
 def make_config(case: Case, seed: int, steps: int, embedding: str) -> ConfigDict:
-    """Returns the config of a run: 6,000 words of Brown, some 24 times over, evaluated four times.
+    """Returns the config of a run: 6,000 words of Brown, some 14 times over, evaluated four times.
 
     Args:
         case: what is done to the text.
