@@ -9,7 +9,7 @@ import numpy as np
 
 from lm import page
 from lm.config import flatten, to_dict
-from lm.data import shards
+from lm.data import corpus_shards
 from lm.data.corpus import contamination, ledger, near
 from lm.data.corpus.options import Duplicates
 from lm.data.corpus.stages import Stage, Work
@@ -41,7 +41,7 @@ class Report(Stage):
 def facts(work: Work) -> Json:
     """Returns what report.json holds."""
     cleaned, written = work.ledger('clean'), work.ledger('write')
-    made = json.loads((work.folder / shards.MANIFEST).read_text())
+    made = json.loads((work.folder / corpus_shards.MANIFEST).read_text())
     total = ledger.Ledger(work.options.report.examples)
     for account in (cleaned, written):
         total.add(account)
@@ -100,7 +100,7 @@ def _near(work: Work) -> Json | None:
             wanted.setdefault(shard, set()).add(document)
     texts: dict[tuple[int, int], Json] = {}
     for shard, documents in wanted.items():
-        for place, line in enumerate(shards.read_jsonl(work.cleaned(shard))):
+        for place, line in enumerate(corpus_shards.read_jsonl(work.cleaned(shard))):
             if place in documents:
                 texts[shard, place] = json.loads(line)
     for pair in found['pairs']:

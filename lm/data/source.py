@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from lm.config import DataConfig, digest
 from lm.data import (
     archives,
+    corpus_shards,
     files,
     numerals,
     parallel,
     pydocs,
-    shards,
     slices,
     table,
     tfds,
@@ -354,7 +354,7 @@ def _corpus(spec: Spec, data: DataConfig) -> Source:
     """Returns a split of what `python -m lm.corpus` made."""
     _no_field(spec._replace(codes=()))
     split = '' if ':' in spec.part else spec.part
-    made = shards.open_split(Path(spec.where).expanduser(), split, f"source '{spec.text}'")
+    made = corpus_shards.open_split(Path(spec.where).expanduser(), split, f"source '{spec.text}'")
     return Source(
         spec.text,
         lambda: made.documents(spec.code_fields),

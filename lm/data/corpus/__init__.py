@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm.data import shards
+from lm.data import corpus_shards
 from lm.errors import InputError
 from lm.writer import atomic_write
 
@@ -80,14 +80,14 @@ def build(
     except filelock.Timeout:
         raise InputError(f"'{folder}' is being made by another process.") from None
     with lock:
-        finished = not work.path().exists() and (work.folder / shards.MANIFEST).exists()
+        finished = not work.path().exists() and (work.folder / corpus_shards.MANIFEST).exists()
         if finished and not _damaged(work, say):
             return work
         every = [*stages.stages(work), (stages.Manifest(work), 1)]
         if last:
             every.append((last(work), 1))
         if not executors.run_all(every, work.options.run, work.path('logs'), after):
-            say(f"queued; '{folder}' is finished when {shards.MANIFEST} is there.")
+            say(f"queued; '{folder}' is finished when {corpus_shards.MANIFEST} is there.")
             return None
         if not work.options.run.keep_work:
             shutil.rmtree(work.path())
@@ -147,10 +147,13 @@ def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 
 def _damaged(work: 'Work', say: Callable[[str], None]) -> bool:
     """Is a shard not as it was written? Then all is made again."""
-    made = json.loads((work.folder / shards.MANIFEST).read_text())
+    made = json.loads((work.folder / corpus_shards.MANIFEST).read_text())
     for shard in (shard for split in made['splits'].values() for shard in split):
         path = work.folder / shard['name']
-        if not path.is_file() or shards.describe(work.folder, path, 0)['sha256'] != shard['sha256']:
+        if (
+            not path.is_file()
+            or corpus_shards.describe(work.folder, path, 0)['sha256'] != shard['sha256']
+        ):
             say(f"shard '{path}' is not as it was written: the corpus is made again.")
             return True
     return False

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm.data import shards, source
+from lm.data import corpus_shards, source
 from lm.data.source import Source
 from lm.errors import InputError, lookup
 
@@ -124,7 +124,7 @@ _CHOICES = {
     'clean.unicode': ('NFC', 'NFKC', 'none'),
     'clean.chinese': ('keep', 'simplified', 'traditional'),
     'duplicates.exact': EXACT,
-    'output.format': tuple(shards.FORMATS),
+    'output.format': tuple(corpus_shards.FORMATS),
     'vocabulary.kind': ('', 'unigram', 'bpe', 'words', 'chars', 'bytes'),
     'run.executor': ('local', 'slurm', 'ray'),
 }

@@ -28,7 +28,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
 from lm.config import digest
-from lm.data import shards
+from lm.data import corpus_shards
 from lm.data.corpus import contamination, exact, executors, ledger, near, options, steps, words
 from lm.data.corpus.options import Options
 from lm.errors import InputError
@@ -107,8 +107,8 @@ class Work:
         return self.path('notes', stage, f'{shard:05d}.json')
 
     @functools.cached_property
-    def format(self) -> shards.Format:
-        return shards.FORMATS[self.options.output.format]
+    def format(self) -> corpus_shards.Format:
+        return corpus_shards.FORMATS[self.options.output.format]
 
     def ledger(self, stage: str) -> ledger.Ledger:
         """Returns the account of a stage over all shards."""
@@ -169,7 +169,7 @@ class Clean(Stage):
         prints = _Fingerprints(chosen)
         output = work.cleaned(rank)
         output.parent.mkdir(parents=True, exist_ok=True)
-        writer = shards.JsonlWriter(output)
+        writer = corpus_shards.JsonlWriter(output)
         begun = time.perf_counter()
         for document in _read(shard, chosen):
             account.note('reading', document.text, document.text, '', begun)
@@ -182,7 +182,7 @@ class Clean(Stage):
                 _plant(account, document, dropped, chosen)
             else:
                 prints.add(document.text, hashed, account)
-                writer.write(shards.to_line(_record(document, shard.source)))
+                writer.write(corpus_shards.to_line(_record(document, shard.source)))
             begun = time.perf_counter()
         prints.write(work, rank)
         writer.close()
@@ -225,7 +225,7 @@ def _contaminated(
     return 'contamination' if found else ''
 
 
-def _record(document: Document, source: str) -> shards.Json:
+def _record(document: Document, source: str) -> corpus_shards.Json:
     """Returns a record; its id is of its text after cleaning, and so is its split."""
     name = digest(document.text)[:16]
     return {'text': document.text, 'id': name, 'source': source, **document.metadata}
@@ -238,7 +238,7 @@ def _plant(account: ledger.Ledger, found: Any, dropped: str, chosen: Options) ->
         account.plant(str(fields.get(chosen.report.planted, '')), dropped)
 
 
-def _became(record: shards.Json) -> str:
+def _became(record: corpus_shards.Json) -> str:
     """Says of a kept document whether it is what it should be, where its field `truth` tells."""
     if not record.get('truth'):
         return 'kept'
@@ -339,7 +339,7 @@ class Write(Stage):
         repeats = _Repeats(work, rank)
         writers: dict[str, Any] = {}
         written: dict[str, int] = {}
-        for number, line in enumerate(shards.read_jsonl(work.cleaned(rank))):
+        for number, line in enumerate(corpus_shards.read_jsonl(work.cleaned(rank))):
             record = json.loads(line)
             dropped = repeats.judge(number, record, account)
             _plant(account, record, dropped or _became(record), chosen)
@@ -350,7 +350,7 @@ class Write(Stage):
                 path = work.folder / split / f'{rank:05d}{work.format.end}'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 writers[split] = work.format.writer(path)
-            writers[split].write(shards.to_line(record))
+            writers[split].write(corpus_shards.to_line(record))
             written[split] = written.get(split, 0) + 1
             text = record['text']
             account.stayed(record['source'], ledger.utf8(text), words.count(text))
@@ -358,7 +358,7 @@ class Write(Stage):
         for split, writer in writers.items():
             writer.close()
             path = work.folder / split / f'{rank:05d}{work.format.end}'
-            made[split] = shards.describe(work.folder, path, written[split])
+            made[split] = corpus_shards.describe(work.folder, path, written[split])
         _write_notes(work.notes(self.name, rank), account, shards=made)
 
 
@@ -367,13 +367,13 @@ class Manifest(Stage):
 
     def task(self, rank: int, tasks: int) -> None:
         work = self.work
-        splits: dict[str, list[shards.Json]] = {split: [] for split in shards.SPLITS}
+        splits: dict[str, list[corpus_shards.Json]] = {split: [] for split in corpus_shards.SPLITS}
         for shard in range(len(work.shards)):
             notes = json.loads(work.notes('write', shard).read_text())
             for split, made in notes['shards'].items():
                 splits[split].append(made)
         made = {'version': VERSION, 'format': work.options.output.format, 'splits': splits}
-        atomic_write(work.folder / shards.MANIFEST, json.dumps(made, indent=1))
+        atomic_write(work.folder / corpus_shards.MANIFEST, json.dumps(made, indent=1))
 
 
 class _Repeats:
@@ -398,7 +398,7 @@ class _Repeats:
             )
             self._near = set((found[low:high] & np.uint64(0xFFFFFFFF)).tolist())
 
-    def judge(self, number: int, record: shards.Json, account: ledger.Ledger) -> str:
+    def judge(self, number: int, record: corpus_shards.Json, account: ledger.Ledger) -> str:
         """Takes repeated parts out of a record; returns the step that drops it, '' if none does."""
         before, begun = record['text'], time.perf_counter()
         if 'document' in self._removed:

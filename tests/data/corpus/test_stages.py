@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from corpus_texts import prose
 
-from lm.data import corpus, shards, source
+from lm.data import corpus, corpus_shards, source
 from lm.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -52,13 +52,13 @@ def result(folder):
     files = [*folder.glob('*/*.jsonl.zst'), *folder.glob('*/*.array_record')]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in [*files, folder / shards.MANIFEST]
+        for path in [*files, folder / corpus_shards.MANIFEST]
         if path.relative_to(folder).parts[0] != 'work'
     }
 
 
 def records(folder):
-    made = shards.open_split(folder, '', 'here')
+    made = corpus_shards.open_split(folder, '', 'here')
     return list(made.records())
 
 
@@ -75,7 +75,7 @@ def test_what_is_kept(raw, tmp_path, config_data):
     assert not work.path().exists()
     read = {
         split: [d.text for d in source.parse(f'corpus:{out}[{split}]', config_data).records()]
-        for split in shards.SPLITS
+        for split in corpus_shards.SPLITS
     }
     assert sorted(sum(read.values(), [])) == sorted(texts)
     assert all(read.values())
@@ -88,8 +88,8 @@ def test_splits_stay_when_the_corpus_grows(raw, tmp_path):
         corpus.build(config(raw), tmp_path / name, print)
         return {
             record['text']: split
-            for split in shards.SPLITS
-            for record in shards.open_split(tmp_path / name, split, '').records()
+            for split in corpus_shards.SPLITS
+            for record in corpus_shards.open_split(tmp_path / name, split, '').records()
         }
 
     before = splits('one')
@@ -100,7 +100,7 @@ def test_splits_stay_when_the_corpus_grows(raw, tmp_path):
     assert before.items() <= after.items()
 
 
-@pytest.mark.parametrize('form', shards.FORMATS)
+@pytest.mark.parametrize('form', corpus_shards.FORMATS)
 def test_a_shard_that_was_changed_is_found(raw, tmp_path, form, config_data):
     out = tmp_path / 'out'
     chosen = config(raw, output={'format': form})
@@ -128,7 +128,7 @@ def test_a_shard_that_was_changed_is_found(raw, tmp_path, form, config_data):
 # Kills itself in a task of a stage, before the task is marked as done: in its midst, or at its end.
 KILL = """
 import json, os, signal, sys
-from lm.data import corpus, shards
+from lm.data import corpus, corpus_shards
 from lm.data.corpus import stages
 
 stage, midst, config, folder = sys.argv[1], sys.argv[2] == 'midst', *sys.argv[3:]
@@ -138,7 +138,7 @@ for kind in [getattr(stages, name.title()) for name in %r]:
     def task(self, rank, tasks, do=kind.task):
         mine = self.name == stage and rank == (1 if stage in ('clean', 'exact', 'near', 'write') else 0)
         if mine and midst:
-            shards.JsonlWriter.close = die
+            corpus_shards.JsonlWriter.close = die
         do(self, rank, tasks)
         if mine:
             die()
@@ -176,7 +176,7 @@ def test_a_killed_run_goes_on_where_it_was(raw, tmp_path, stage, moment):
     kill(raw, out, stage, moment)
     before = done_tasks(out)
     assert (stage, '00001') not in before
-    assert not (out / shards.MANIFEST).exists() or stage == 'manifest'
+    assert not (out / corpus_shards.MANIFEST).exists() or stage == 'manifest'
     corpus.build(chosen, out, print)
     assert before.items() <= done_tasks(out).items()
     assert result(out) == result(tmp_path / 'whole')
