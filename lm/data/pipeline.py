@@ -43,8 +43,7 @@ class Objective:
         slides: windows may overlap, of which only the last targets are scored.
         takes: of 'window', 'text' and 'pair': what it learns from.
         label: a label as the source has it -> what is learnt of it; None where it learns none.
-        writes: pairs are a text and what is written from it; S - 1 tokens of the one and T - 1 of the
-            other fit.
+        writes: pairs are a text and what is written from it; `sizes(0)` is what stands around them.
         name: as the config has it, for messages.
     """
 
@@ -75,7 +74,8 @@ class Objective:
     @property
     def sides(self) -> tuple[int, int]:
         """The most tokens of a source, and of what is written from it."""
-        return self.source_length - 1, self.length - 1
+        targets, sources = self.sizes(0)  # What stands around them.
+        return self.source_length - sources, self.length - targets
 
     def costs(self, targets: np.ndarray, sources: np.ndarray) -> np.ndarray:
         """Returns which part of a row windows take, int64, of the longer of T and S."""
@@ -220,7 +220,8 @@ def pack_split(
         if objective.writes:
             lengths[:, 0] = _grown(lengths[:, 0], growth)
             sources, targets = np.minimum(lengths, objective.sides).T
-            costs = objective.costs(targets + 1, sources + 1)
+            around = objective.sizes(0)
+            costs = objective.costs(targets + around[0], sources + around[1])
         else:  # A row has one label.
             targets = lengths.sum(axis=1)
             costs = np.full(len(lengths), objective.length)
