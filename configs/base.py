@@ -82,6 +82,14 @@ def get_config() -> ConfigDict:
             # float, rate. So many windows are read without their codes (`tokenizer.codes`), so that the
             # model also knows text as such, which guidance needs. Evaluation never leaves them out.
             'code_dropout': 0.0,
+            # tuple of str, done in turn, to training text only and anew each time that it is read: NAME
+            # RATE, of replace | replace_unigram | replace_nearest | drop | insert | delete | swap |
+            # shuffle | permute (sentences) | rotate | bpe_dropout, or 'subword RATE ALPHA':
+            # ('swap 0.1', 'insert 0.05'). lm/data/augment.py shows each. Of seq2seq sources only.
+            'augment': (),
+            # str, path of an .npy file, float [ids, width]: what `replace_nearest` compares, such as the
+            # embeddings that a run with the same tokenizer has learnt.
+            'augment_embedding': '',
             'tfds_dir': '',  # str, path. Where TFDS data sets are prepared. '' = TFDS's default.
             # str, path. Tokenized text is kept here, by content. '' = $LM_CACHE_DIR, or ~/.cache/lm.
             'cache_dir': '',

@@ -2,6 +2,9 @@
 
 Back-translation (Sennrich et al. 2016, https://arxiv.org/abs/1511.06709): a model of the other direction
 translates text of the target language, and what it makes is the source of pairs whose targets are real.
+
+Round trips (Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3): a second run translates the
+translation back, and what comes out says the same in other words, more or less.
 """
 
 import dataclasses
@@ -10,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +67,7 @@ def write(
     checkpoint: str | int = '',
     config: ConfigDict | None = None,
     task: str = '',
+    through: str | Path = '',
     say: Callable[[str], None] = print,
 ) -> tuple[int, int]:
     """Translates each text of a source, and writes a file of two columns separated by a tab.
@@ -85,6 +89,9 @@ def write(
         config: where given, its `eval` section and its seed are used instead of the run's.
         task: of a run of several tasks that write, the one to do. Its `data.prefix` is read with each text,
             and not written.
+        through: workdir of a second run, which translates the translations back: then the two columns are
+            a text and what is left of it after the round trip. It takes the checkpoint of its own
+            `config.eval.checkpoint`, translates by the same method, and noise comes last.
         say: prints a line for a person.
 
     Returns:
@@ -109,7 +116,8 @@ def write(
     used = model.run.config
     if new:
         used = dataclasses.replace(used, eval=new.eval, seed=new.seed)
-    how, prefix = chosen.how(used.eval), used.data.prefix
+    back = _of_task(load(through, ''), '') if through else None
+    how = chosen.how(used.eval)
     texts = source.parse(spec, dataclasses.replace(used.data, document='line', prefix=''))
     made_by = {
         'run': str(workdir),
@@ -124,6 +132,8 @@ def write(
         'tag': tag,
         'seed': used.seed,
     }
+    if back:
+        made_by |= {'through': str(through), 'through_step': back.step}
     partial = output.with_name(f'{output.name}.partial')
     done = _begin(partial, made_by, output)
     total = sum(1 for _ in _singles(texts))
@@ -133,8 +143,9 @@ def write(
     with _progress(total, done) as progress:
         while chunk := list(itertools.islice(left, _CHUNK)):
             label = f'{done:,} to {done + len(chunk):,} of {total:,}'
-            given = [prefix + text for text in chunk]
-            made = translation.translate(model, given, how, label, (used.seed, done))
+            made = _translated(model, chunk, how, label, (used.seed, done))
+            if back:
+                made = _translated(back, made, how, f'{label}, back', (used.seed, done, 1))
             if chosen.noise:
                 seeds = ((used.seed, done + i) for i in range(len(chunk)))
                 made = [
@@ -147,6 +158,13 @@ def write(
             done += len(chunk)
             progress.update(len(chunk))
     return _finish(partial, output)
+
+
+def _translated(
+    model: LanguageModel, texts: list[str], how: dict[str, Any], label: str, seed: Sequence[int]
+) -> list[str]:
+    given = [model.run.config.data.prefix + text for text in texts]
+    return translation.translate(model, given, how, label, seed)
 
 
 def noised(text: str, rng: np.random.Generator) -> str:

@@ -40,6 +40,8 @@ class DataConfig:
     packing: bool
     random_crop: bool
     code_dropout: float
+    augment: tuple[str, ...]
+    augment_embedding: str
     tfds_dir: str
     cache_dir: str
     workers: int

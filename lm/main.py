@@ -82,6 +82,12 @@ _METHOD = flags.DEFINE_string(
 _SWAP = flags.DEFINE_bool(
     'swap', False, 'translate: the translation first, then the text: pairs for the other direction.'
 )
+_THROUGH = flags.DEFINE_string(
+    'through',
+    '',
+    'translate: workdir of a second run, which translates the translations back: pairs of a text and its '
+    'paraphrase.',
+)
 _TASK = flags.DEFINE_string(
     'task', '', 'generate, translate, evaluate --tasks: of a run of several tasks, which.'
 )
@@ -301,6 +307,7 @@ def _translate() -> None:
         _CHECKPOINT.value,
         _CONFIG.value,
         _TASK.value,
+        _THROUGH.value,
         _say,
     )
     _say(f'{count - empty:,} pairs of {count:,} texts: {_OUTPUT.value}')

@@ -30,7 +30,7 @@ from lm import (
 from lm import config as configs
 from lm.attention.masks import Mask, causal, full
 from lm.config import Config, DataConfig
-from lm.data import blend, features, pipeline, source
+from lm.data import augmenter, blend, features, pipeline, source
 from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
 from lm.errors import InputError, lookup, nearest
@@ -87,6 +87,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
             objectives.check(part.objective.name, part.model.architecture, spec)
             _check_attention(part)
             _check_options(part, text)
+            augmenter.check(part.data, text, spec.vocabulary)
         made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
     _check_evaluated(config)
     backend.keep_compiled(features.cache_dir(config.data) / 'xla')
@@ -373,8 +374,11 @@ def blends(
             if not names:
                 raise InputError("config.data.train = '' and config.data.corpora names none.")
             training = {name: splits[task][f'train {name}'.rstrip()] for name in names}
+            augmenters = {
+                name: augmenter_of(part, split) for name, split in training.items() if data.augment
+            }
             seed, steps = run.config.seed + number, run.config.train.steps
-            found[task] = blend.build(training, data, objective, seed, steps)
+            found[task] = blend.build(training, data, objective, seed, steps, augmenters)
     return found
 
 
@@ -397,6 +401,12 @@ def mixture(run: Run, trained: Mapping[str, blend.Blend]) -> mixtures.Mixture:
     tasks = mixtures.Tasks(tuple(datasets), first, last, rows)
     steps, ahead = config.train.steps, config.data.prefetch
     return mixtures.Mixture(datasets, tasks, config.multitask, steps, config.seed, ahead)
+
+
+def augmenter_of(run: Run, split: features.TokenizedSplit) -> augmenter.Augmenter:
+    """Returns what `config.data.augment` does to the texts of a training split."""
+    ids = vocabulary.build(run.tokenizer, run.config.tokenizer)
+    return augmenter.build(run.config.data, run.tokenizer, ids, split)
 
 
 def shares(run: Run, item: mixtures.Item) -> Rates:

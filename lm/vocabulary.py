@@ -105,6 +105,28 @@ def build(tokenizer: Tokenizer, spec: TokenizerConfig) -> Vocabulary:
     )
 
 
+def inner(tokens: np.ndarray, vocabulary: Vocabulary) -> slice:
+    """Returns where a window's text is: all but a BOS at the start and an EOS at the end.
+
+    >>> inner([1, 10, 11, 2], vocabulary), inner([10, 11], vocabulary)
+    (slice(1, 3), slice(0, 2))
+    """
+    size = len(tokens)
+    start = int(size > 0 and tokens[0] == vocabulary.bos)
+    return slice(start, size - int(size > start and tokens[-1] == vocabulary.eos))
+
+
+def permuted(text: np.ndarray, rng: np.random.Generator, vocabulary: Vocabulary) -> np.ndarray:
+    """Returns the sentences of a text in a random order (Lewis et al. 2020, BART)."""
+    sentences = np.split(text, np.flatnonzero(vocabulary.ends_sentence[text[:-1]]) + 1)
+    return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
+
+
+def rotated(text: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns a text from a random token on, and then what stood before that (Lewis et al. 2020)."""
+    return np.roll(text, -rng.integers(max(1, len(text))))
+
+
 def code_ids(tokenizer: Tokenizer, spec: TokenizerConfig) -> dict[str, int]:
     """Returns the ids of the control codes, by name."""
     first = _hiding(tokenizer, spec)[-1]

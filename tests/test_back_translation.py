@@ -118,6 +118,28 @@ def test_pairs_for_the_other_direction(reverse, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_round_trip_is_two_translations(reverse, tmp_path):
+    """By one command, and by two of which the second reads what the first made."""
+    folder, english = reverse
+    run, source = folder / 'run', f'text:{folder}/mono.txt'
+    there, back, both = (tmp_path / f'{name}.tsv' for name in ('there', 'back', 'both'))
+    write(run, source, there)
+    write(run, f'tsv:{there}#1', back)
+    command = [f'--workdir={run}', '--mode=translate', f'--source={source}', f'--output={both}']
+    result = call([*command, f'--through={run}'])
+    assert result.code == 0, result
+    made = [row[1] for row in rows(back)]
+    assert made != [row[1] for row in rows(there)]
+    assert rows(both) == [list(pair) for pair in zip(english, made, strict=True)]
+    record = json.loads((tmp_path / 'both.tsv.json').read_text())
+    assert (record['through'], record['through_step']) == (str(run), 40)
+    # Either side is text to train on, and both are pairs.
+    data = config.parse(make_config(f'tsv:{both}#1')).data
+    texts = back_translation.source.parse(f'tsv:{both}#0 + tsv:{both}#1', data)
+    assert list(texts.documents()) == [*english, *made]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['sample', 'noised'])
 def test_what_was_interrupted_goes_on_to_the_same_end(method, reverse, tmp_path, monkeypatch):
     folder, _ = reverse

@@ -1,12 +1,15 @@
 """Where words and sentences end in the ids of each tokenizer, and the ids that objectives add."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from lm import tokenizer, vocabulary
 from lm.errors import InputError
+from lm.vocabulary import inner, permuted, rotated
+from tests.objectives.specs import make_spec
 from tests.test_tokenizer import SPEC, TEXT, make, train_as_others_do
 
 
@@ -91,3 +94,32 @@ def test_what_words_are_does_not_hinge_on_where_special_ids_stand():
     assert found.word_starts(ids).tolist() == expected
     assert found.starts_word[[7, 40, 299]].all()
     assert not found.ends_sentence[[7, 40, 299]].any()
+
+
+def test_a_text_is_what_is_between_bos_and_eos():
+    ids = make_spec().vocabulary
+    assert inner([1, 10, 11, 2], ids) == slice(1, 3)
+    assert inner([10, 11], ids) == slice(0, 2)
+    assert [inner(t, ids) for t in ([], [1], [2], [1, 2])] == [
+        slice(0, 0),
+        slice(1, 1),
+        slice(0, 0),
+        slice(1, 1),
+    ]
+    same = dataclasses.replace(ids, bos=19, eos=19)  # As in GPT-2.
+    assert [inner(t, same) for t in ([19, 1, 2, 19], [19], [1, 19])] == [
+        slice(1, 3),
+        slice(1, 1),
+        slice(0, 1),
+    ]
+
+
+def test_sentences_and_the_beginning_of_a_text_move():
+    ids, rng = make_spec().vocabulary, np.random.default_rng(0)
+    text = np.array([5, 9, 6, 7, 19, 8])
+    found = {tuple(permuted(text, rng, ids).tolist()) for _ in range(200)}
+    sentences = ((5, 9), (6, 7, 19), (8,))
+    assert found == {sum(order, ()) for order in itertools.permutations(sentences)}
+    found = {tuple(rotated(text, rng).tolist()) for _ in range(200)}
+    assert found == {(*text[i:].tolist(), *text[:i].tolist()) for i in range(len(text))}
+    assert [len(made) for made in (permuted(text[:0], rng, ids), rotated(text[:0], rng))] == [0, 0]

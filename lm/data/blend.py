@@ -8,6 +8,7 @@ behind it. Row k of a corpus is row k of the order that a run of it alone has.
 import dataclasses
 import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import grain
@@ -18,7 +19,7 @@ from lm.config import DataConfig
 from lm.data import mixture, pipeline
 from lm.data.features import TokenizedSplit
 from lm.data.mixture import Tasks
-from lm.data.pipeline import Batch, Objective, Packed
+from lm.data.pipeline import Augment, Batch, Objective, Packed
 from lm.errors import InputError, lookup
 
 _NOISE = 1e-6  # Rows: sums of so many rates are no more exact than this.
@@ -146,6 +147,7 @@ def build(
     objective: Objective,
     seed: int,
     steps: int,
+    augmenters: Mapping[str, Augment] = MappingProxyType({}),
 ) -> Blend:
     """Returns what is trained on.
 
@@ -155,6 +157,7 @@ def build(
         objective: what is made of each window.
         seed: of the order, the crops and the objective.
         steps: of the run.
+        augmenters: by name too, what `config.data.augment` says.
 
     Raises:
         InputError: a split is not of what the objective learns from, or too small; some are of pairs and
@@ -163,7 +166,10 @@ def build(
     named = corpora.parse(data.corpora, 'config.data.corpora')
     law = lookup(mixture.BY_STEP, data.rates, 'config.data.rates')
     _check_one_kind(splits)
-    packed = tuple(pipeline.pack_train(splits[name], data, objective) for name in named or ('',))
+    packed = tuple(
+        pipeline.pack_train(splits[name], data, objective, augmenters.get(name))
+        for name in named or ('',)
+    )
     rows = np.array([len(each.rows) for each in packed], float)
     if rows.sum() < data.batch_size:
         raise InputError(

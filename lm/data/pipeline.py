@@ -15,13 +15,15 @@ import numpy as np
 
 from lm import codes
 from lm.config import DataConfig
-from lm.data import pack
+from lm.data import augment, pack
 from lm.data.features import TokenizedSplit
 from lm.errors import InputError
 
 Batch = dict[str, np.ndarray]
 # (rng, n) -> at most n tokens of a random document.
 Draw = Callable[[np.random.Generator, int], np.ndarray]
+# (tokens int32 [n], rng, most) -> int32 [at most `most`]; `lm.data.augmenter.Augmenter`.
+Augment = Callable[[np.ndarray, np.random.Generator, int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,7 @@ class Objective:
         slides: windows may overlap, of which only the last targets are scored.
         takes: of 'window', 'text' and 'pair': what it learns from.
         label: a label as the source has it -> what is learnt of it; None where it learns none.
-        writes: pairs are a text and what is written from it; S - 1 tokens of the one and T - 1 of the
-            other fit.
+        writes: pairs are a text and what is written from it; `sizes(0)` is what stands around them.
         name: as the config has it, for messages.
     """
 
@@ -73,7 +74,8 @@ class Objective:
     @property
     def sides(self) -> tuple[int, int]:
         """The most tokens of a source, and of what is written from it."""
-        return self.source_length - 1, self.length - 1
+        targets, sources = self.sizes(0)  # What stands around them.
+        return self.source_length - sources, self.length - targets
 
     def costs(self, targets: np.ndarray, sources: np.ndarray) -> np.ndarray:
         """Returns which part of a row windows take, int64, of the longer of T and S."""
@@ -100,13 +102,25 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A split and its rows."""
+    """A split and its rows.
+
+    Attributes:
+        split: the tokens.
+        windows: what they are cut into.
+        rows: which windows are in each.
+        objective: what is made of them.
+        growth: room for so many tokens is kept for each of a window's.
+        code_dropout: rate.
+        augment: what is done to text before; None for evaluation.
+    """
 
     split: TokenizedSplit
     windows: pack.Windows
     rows: pack.Rows
     objective: Objective
+    growth: float = 1.0
     code_dropout: float = 0.0
+    augment: Augment | None = None
 
     def row(self, index: int) -> list[Window]:
         """Returns the windows of a row."""
@@ -119,6 +133,8 @@ class Packed:
         for window in row:
             draw = functools.partial(self._draw, window.document)
             tokens, first = self._tokens(window), window.score_from
+            if self.augment:
+                tokens = self._augmented(tokens, window.document, rng)
             if len(before := self._codes(window.document, rng)):
                 tokens, first = codes.before(tokens, before, window.start == 0), first + len(before)
             part = objective.fields(tokens, rng, draw)
@@ -142,6 +158,22 @@ class Packed:
             return texts
         return texts, objective.label(split.label_names[split.labels[window.document]])
 
+    def _augmented(self, tokens: Any, document: int, rng: np.random.Generator) -> Any:
+        """Returns what `_tokens` does with its texts augmented, but for those that are to be written."""
+        objective = self.objective
+        if 'window' in objective.takes:
+            before = min(len(self.split.codes_of(document)), objective.most_codes)
+            most = min(_grown(len(tokens), self.growth), objective.window - before)
+            made = self.augment(tokens, rng, most)
+            return made if len(made) >= objective.least else tokens
+        if objective.writes:
+            source, target = tokens
+            most = min(_grown(len(source), self.growth), objective.sides[0])
+            return self.augment(source, rng, most), target
+        texts, *label = (tokens,) if objective.label is None else tokens
+        made = tuple(self.augment(text, rng, objective.length) for text in texts)
+        return (made, *label) if label else made
+
     def _codes(self, document: int, rng: np.random.Generator) -> np.ndarray:
         """Returns the tokens of a document's codes, int32, at most half a row of them."""
         found = self.split.codes_of(document)[: self.objective.most_codes]
@@ -155,13 +187,26 @@ class Packed:
         other += other >= document and self.split.num_documents > 1
         there = int(self.split.offsets[other + 1] - self.split.offsets[other])
         start = int(rng.integers(max(there - size, 0) + 1))
-        return self.split.window(other, start, start + size)
+        tokens = self.split.window(other, start, start + size)
+        return self.augment(tokens, rng, size) if self.augment else tokens
 
 
 def pack_split(
-    split: TokenizedSplit, objective: Objective, packing: bool, stride: int = 0
+    split: TokenizedSplit,
+    objective: Objective,
+    packing: bool,
+    stride: int = 0,
+    growth: float = 1.0,
 ) -> Packed:
     """Returns the rows of a split; the same on every host.
+
+    Args:
+        split: the tokens.
+        objective: what is made of them.
+        packing: several windows in a row.
+        stride: see `lm.data.pack.windows`.
+        growth: augmentation may make so many tokens of one; room for them is kept. Targets that are
+            written do not grow.
 
     Raises:
         InputError: the objective learns from pairs, or labels, and the split has none, or the other way
@@ -173,8 +218,10 @@ def pack_split(
         number = np.arange(len(lengths))
         zeros = np.zeros(len(lengths), np.int32)
         if objective.writes:
+            lengths[:, 0] = _grown(lengths[:, 0], growth)
             sources, targets = np.minimum(lengths, objective.sides).T
-            costs = objective.costs(targets + 1, sources + 1)
+            around = objective.sizes(0)
+            costs = objective.costs(targets + around[0], sources + around[1])
         else:  # A row has one label.
             targets = lengths.sum(axis=1)
             costs = np.full(len(lengths), objective.length)
@@ -182,14 +229,26 @@ def pack_split(
     else:
         overlap = objective.overlap
         before = _code_tokens(split, objective)
-        room = objective.window - overlap - before
+        room = _room(split, objective, growth)
         windows = pack.windows(split.lengths, room, stride, overlap)
         enough = windows.size + overlap >= objective.least
         windows = pack.Windows(*(field[enough] for field in windows))
         sizes = np.array([objective.sizes(n) for n in range(objective.window + 1)])
-        costs = objective.costs(*sizes[windows.size + overlap + before[windows.document]].T)
+        tokens = _grown(windows.size + overlap, growth) + before[windows.document]
+        costs = objective.costs(*sizes[np.minimum(tokens, objective.window)].T)
     whole = max(objective.length, objective.source_length)
-    return Packed(split, windows, pack.rows(costs, whole, packing), objective)
+    return Packed(split, windows, pack.rows(costs, whole, packing), objective, growth)
+
+
+def _room(split: TokenizedSplit, objective: Objective, growth: float) -> np.ndarray:
+    """Returns the most targets in a window of each document, int64 [documents]."""
+    whole = objective.window - objective.overlap - _code_tokens(split, objective)
+    return np.maximum((whole / growth).astype(np.int64), 1)
+
+
+def _grown(tokens: Any, growth: float) -> Any:
+    """Returns the most tokens that so many may become, int."""
+    return np.ceil(tokens * growth - 1e-6).astype(int)
 
 
 def check_source(split: TokenizedSplit, objective: Objective) -> None:
@@ -220,6 +279,11 @@ def check_source(split: TokenizedSplit, objective: Objective) -> None:
             raise InputError(f'{what}: {error}') from None
 
 
+def _pack_grown(split: TokenizedSplit, data: DataConfig, objective: Objective) -> Packed:
+    """Returns the rows of a training split, with room for what augmentation adds."""
+    return pack_split(split, objective, data.packing, growth=augment.growth(data.augment))
+
+
 def _code_tokens(split: TokenizedSplit, objective: Objective) -> np.ndarray:
     """Returns how many tokens of codes are in each window of a document, int64 [documents]."""
     return np.minimum(split.num_codes, objective.most_codes)
@@ -232,16 +296,18 @@ def train_dataset(
     seed: int,
     host: int = 0,
     num_hosts: int = 1,
+    augmenter: Augment | None = None,
 ) -> grain.MapDataset:
     """Returns this host's part of every training batch, endless and in random order.
 
     Args:
         split: the training split.
-        data: `batch_size`, `packing`, `random_crop` and `code_dropout` are read.
+        data: `batch_size`, `packing`, `random_crop`, `code_dropout` and `augment` are read.
         objective: what is made of each window.
         seed: of the order, the crops and the objective.
         host: index of this host; it gets the rows from host * B / num_hosts on of each batch.
         num_hosts: number of hosts.
+        augmenter: what `data.augment` says (`lm.data.augmenter.build`).
 
     Returns:
         Element i is batch i: a dict of arrays [B / num_hosts, T], and [B / num_hosts, S].
@@ -249,16 +315,23 @@ def train_dataset(
     Raises:
         InputError: the split has fewer rows than a batch, or hosts do not divide the batch.
     """
-    return batched(pack_train(split, data, objective), data, seed, host, num_hosts)
+    return batched(pack_train(split, data, objective, augmenter), data, seed, host, num_hosts)
 
 
-def pack_train(split: TokenizedSplit, data: DataConfig, objective: Objective) -> Packed:
+def pack_train(
+    split: TokenizedSplit,
+    data: DataConfig,
+    objective: Objective,
+    augmenter: Augment | None = None,
+) -> Packed:
     """Returns the rows of a training split.
 
     Raises:
         InputError: there are fewer than a batch has, or as `pack_split`.
     """
-    packed = pack_split(split, objective, data.packing)
+    if data.augment and augmenter is None:
+        raise TypeError('an augmenter is needed for what config.data.augment says.')
+    packed = _pack_grown(split, data, objective)
     # Of several corpora, those that are small fill it together.
     if len(packed.rows) < (1 if data.corpora else data.batch_size):
         raise InputError(
@@ -266,7 +339,7 @@ def pack_train(split: TokenizedSplit, data: DataConfig, objective: Objective) ->
             f'{len(packed.rows)} rows, less than one batch of {data.batch_size} rows x {objective.length} '
             'tokens; lower config.data.batch_size or config.data.length.'
         )
-    return dataclasses.replace(packed, code_dropout=data.code_dropout)
+    return dataclasses.replace(packed, code_dropout=data.code_dropout, augment=augmenter)
 
 
 def train_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDataset:
@@ -293,7 +366,7 @@ def describe(
         A JSON value: `batch`, `source`, `cache` (the folder of the tokens), and `rows`: for each
         row of the batch its windows as [document or pair, first token, number of targets].
     """
-    chosen = chosen_rows(pack_split(split, objective, data.packing), data, seed)
+    chosen = chosen_rows(_pack_grown(split, data, objective), data, seed)
     first = index * data.batch_size
     rows = [chosen[i] for i in range(first, first + data.batch_size)]
     return {
@@ -383,7 +456,7 @@ def chosen_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDataset
         return rows
     split, objective = packed.split, packed.objective
     targets = split.lengths - objective.overlap
-    room = objective.window - objective.overlap - _code_tokens(split, objective)
+    room = _room(split, objective, packed.growth)
 
     def crop(row: list[Window], rng: np.random.Generator) -> list[Window]:
         return [_cropped(window, targets, int(room[window.document]), rng) for window in row]

@@ -7,8 +7,8 @@ import numpy as np
 from lm.config import ObjectiveConfig
 from lm.errors import InputError, nearest
 from lm.objectives.pairs import labelled, pair
-from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Spec
+from lm.vocabulary import inner
 
 # One text int [m], or two int [m], [n]; and a class, int, or a value, float.
 Example = tuple[tuple[np.ndarray, ...], int | float]

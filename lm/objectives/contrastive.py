@@ -3,8 +3,8 @@
 import numpy as np
 
 from lm.objectives.pairs import labelled
-from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Spec
+from lm.vocabulary import inner
 
 
 def contrastive(

@@ -4,8 +4,9 @@ import numpy as np
 
 from lm.errors import lookup
 from lm.objectives.seq2seq import written
-from lm.objectives.spans import fill, inner, place, replace
+from lm.objectives.spans import fill, place, replace
 from lm.objectives.spec import Draw, Spec
+from lm.vocabulary import inner, permuted, rotated
 
 
 def denoising(
@@ -72,12 +73,11 @@ def _infill(text: np.ndarray, rng: np.random.Generator, spec: Spec) -> np.ndarra
 
 
 def _permute(text: np.ndarray, rng: np.random.Generator, spec: Spec) -> np.ndarray:
-    sentences = np.split(text, np.flatnonzero(spec.vocabulary.ends_sentence[text[:-1]]) + 1)
-    return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
+    return permuted(text, rng, spec.vocabulary)
 
 
 def _rotate(text: np.ndarray, rng: np.random.Generator, spec: Spec) -> np.ndarray:
-    return np.roll(text, -rng.integers(max(1, len(text))))
+    return rotated(text, rng)
 
 
 # Kind of noise -> the function of (text int32 [m], rng, spec) that returns int32 [at most m].

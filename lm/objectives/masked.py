@@ -5,8 +5,9 @@ import numpy as np
 from lm.config import ObjectiveConfig
 from lm.errors import lookup
 from lm.objectives.pairs import joined, labelled
-from lm.objectives.spans import fill, inner, place, places
+from lm.objectives.spans import fill, place, places
 from lm.objectives.spec import Draw, Spec
+from lm.vocabulary import inner
 
 Chosen = tuple[np.ndarray, np.ndarray]
 Seen = tuple[np.ndarray, dict[str, np.ndarray]]

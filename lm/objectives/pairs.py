@@ -4,9 +4,8 @@ import numbers
 
 import numpy as np
 
-from lm.objectives.spans import inner
 from lm.objectives.spec import Spec
-from lm.vocabulary import Vocabulary
+from lm.vocabulary import Vocabulary, inner
 
 
 def pair(

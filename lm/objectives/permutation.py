@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from lm.objectives.spans import inner, places
+from lm.objectives.spans import places
 from lm.objectives.spec import Draw, Spec
+from lm.vocabulary import inner
 
 
 def permutation(

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Spec
-from lm.vocabulary import Vocabulary
+from lm.vocabulary import Vocabulary, inner
 
 
 def seq2seq(

@@ -3,9 +3,9 @@
 import numpy as np
 
 from lm.objectives.seq2seq import written
-from lm.objectives.spans import compose, inner, place, places, replace
+from lm.objectives.spans import compose, place, places, replace
 from lm.objectives.spec import Draw, Spec
-from lm.vocabulary import Vocabulary
+from lm.vocabulary import Vocabulary, inner
 
 
 def span_corruption(

@@ -2,19 +2,6 @@
 
 import numpy as np
 
-from lm.vocabulary import Vocabulary
-
-
-def inner(tokens: np.ndarray, vocabulary: Vocabulary) -> slice:
-    """Returns where a window's text is: all but a BOS at the start and an EOS at the end.
-
-    >>> inner([1, 10, 11, 2], vocabulary), inner([10, 11], vocabulary)
-    (slice(1, 3), slice(0, 2))
-    """
-    size = len(tokens)
-    start = int(size > 0 and tokens[0] == vocabulary.bos)
-    return slice(start, size - int(size > start and tokens[-1] == vocabulary.eos))
-
 
 def compose(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """Returns lengths of at least 1 with the sum `total`, uniformly over all such; int64 [parts]."""

@@ -9,8 +9,8 @@ import numpy as np
 from lm.errors import InputError
 from lm.objectives.span_corruption import corrupted, count, draw_spans
 from lm.objectives.span_corruption import sizes as corrupted_sizes
-from lm.objectives.spans import inner
 from lm.objectives.spec import Draw, Prompt, Spec
+from lm.vocabulary import inner
 
 
 class Denoiser(NamedTuple):
