@@ -26,15 +26,6 @@ from lm.errors import InputError
 
 __all__ = ['build', 'get_config']
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'Config file, such as configs/corpus/pydocs.py. --config.KEY=VALUE changes a key.',
-)
-_OUTPUT = flags.DEFINE_string(
-    'output', '', 'Folder of the corpus. Default: corpora/ and the name of the config file.'
-)
-
 
 def build(
     config: ConfigDict, folder: str | Path, say: Callable[[str], None] = print
@@ -93,19 +84,33 @@ def _make_vocabulary(work: Any, say: Callable[[str], None]) -> None:
     say(f'Vocabulary: {output / "report.html"}')
 
 
+def define_flags() -> None:
+    """Defines the options of the command: only there, since those of `lm.main` have the same names."""
+    config_flags.DEFINE_config_file(
+        'config',
+        None,
+        'Config file, such as configs/corpus/pydocs.py. --config.KEY=VALUE changes a key.',
+    )
+    flags.DEFINE_string(
+        'output', '', 'Folder of the corpus. Default: corpora/ and the name of the config file.'
+    )
+
+
 def main(arguments: list[str]) -> None:
     """Makes the corpus that the flags name; bad input is one line and exit code 2."""
+    given = flags.FLAGS
     with command.errors_as_lines():
         command.no_more(arguments)
-        if _CONFIG.value is None:
+        if given.config is None:
             raise InputError('--config=FILE is missing, such as --config=configs/corpus/pydocs.py.')
-        name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
-        folder = _OUTPUT.value or str(Path('corpora') / name)
-        if build(_CONFIG.value, folder):
+        name = Path(config_flags.get_config_filename(given['config'])).stem
+        folder = given.output or str(Path('corpora') / name)
+        if build(given.config, folder):
             print(f'Report: {Path(folder) / "report.html"}')
 
 
 if __name__ == '__main__':
+    define_flags()
     app.run(
         main,
         flags_parser=lambda arguments: command.parse_flags(
