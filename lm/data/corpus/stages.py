@@ -161,11 +161,13 @@ class Clean(Stage):
         work, chosen = self.work, self.work.options
         shard = work.shards[rank]
         account = ledger.Ledger(chosen.report.examples)
-        todo = [s for s in steps.build(chosen) if not s.sources or shard.source in s.sources]
-        for name in ('reading', *(step.name for step in todo)):
-            account.step(name)
+        every = steps.build(chosen)
+        todo = [step for step in every if not step.sources or shard.source in step.sources]
         evaluation = work.path('evaluation.npz')
         index = contamination.load(evaluation) if evaluation.exists() else None
+        last = ['contamination'] * (index is not None)
+        for name in ('reading', *(step.name for step in every), *last, 'hashing'):
+            account.step(name)  # In this order, whatever a shard's sources are.
         prints = _Fingerprints(chosen)
         output = work.cleaned(rank)
         output.parent.mkdir(parents=True, exist_ok=True)
