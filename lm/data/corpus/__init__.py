@@ -8,9 +8,10 @@
 other; `ledger` counts what was kept and dropped. `python -m lm.corpus` adds the report.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,6 @@ def build(
         InputError: the config is wrong, a source cannot be read, another corpus is in the folder, or
             nothing is left.
     """
-    import filelock
-
     work = prepare(config, Path(folder))
     from lm.data.corpus import executors, stages
 
@@ -74,12 +73,7 @@ def build(
         if stage in ('clean', 'write'):
             stages.check_some_left(work, stage)
 
-    lock = filelock.FileLock(work.folder / '.lock')
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(f"'{folder}' is being made by another process.") from None
-    with lock:
+    with _alone(work.folder):
         finished = not work.path().exists() and (work.folder / corpus_shards.MANIFEST).exists()
         if finished and not _damaged(work, say):
             return work
@@ -92,6 +86,22 @@ def build(
         if not work.options.run.keep_work:
             shutil.rmtree(work.path())
     return work
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from the folder."""
+    import filelock
+
+    lock = filelock.FileLock(folder / '.lock')
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(f"'{folder}' is being made by another process.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def prepare(config: ConfigDict, folder: Path) -> 'Work':

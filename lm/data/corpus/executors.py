@@ -1,7 +1,9 @@
 """Where tasks run: processes of this machine, Slurm, or Ray, by datatrove's executors."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import sys
 import threading
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import datatrove.executor.base as base
-import multiprocess
 import tqdm
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
@@ -19,7 +20,7 @@ from datatrove.utils import logging as datatrove_logging
 from loguru import logger
 
 from lm.data.corpus.options import Run
-from lm.errors import InputError
+from lm.errors import InputError, RunStopped
 
 
 def log_to_files_only() -> None:
@@ -36,20 +37,33 @@ def log_to_files_only() -> None:
 
 
 class _Local(LocalPipelineExecutor):
-    """Processes of this machine; with one at a time, this one."""
+    """Processes of this machine; with one at a time, this one.
+
+    datatrove's own pool would wait for ever for a process that was killed.
+    """
 
     def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
         if self.workers == 1:
-            for rank in self.get_incomplete_ranks():
+            for rank in ranks:
                 self._run_for_rank(rank)
             return
-        # datatrove's manager would be a fork of this process, which has threads, and might never answer.
-        before = multiprocess.get_start_method(allow_none=True)
-        multiprocess.set_start_method(self.start_method, force=True)
+        before = set(multiprocessing.active_children())
+        context = multiprocessing.get_context(self.start_method)
+        pool = concurrent.futures.ProcessPoolExecutor(self.workers, context)
         try:
-            super().run()
+            tasks = [pool.submit(self._run_for_rank, rank) for rank in ranks]
+            for task in concurrent.futures.as_completed(tasks):
+                task.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise RunStopped(
+                'a task was killed, as it is where memory runs out. The same command goes on from what is '
+                'done; fewer tasks at once take less memory: --config.run.tasks=1.'
+            ) from None
         finally:
-            multiprocess.set_start_method(before, force=True)
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
 
 
 def _local(step: PipelineStep, tasks: int, run: Run, folder: Path, before: Any) -> PipelineExecutor:

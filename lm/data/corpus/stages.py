@@ -15,13 +15,13 @@ import dataclasses
 import functools
 import io
 import json
+import multiprocessing
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import multiprocess
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -130,7 +130,7 @@ class Stage(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Does the task with this number."""
-        if multiprocess.parent_process():  # Ctrl-C is the matter of the process that waits.
+        if multiprocessing.parent_process():  # Ctrl-C is the matter of the process that waits.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.task(rank, world_size)
 

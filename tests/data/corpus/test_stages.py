@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 from corpus_texts import prose
 
 from lm.data import corpus, corpus_shards, source
-from lm.errors import InputError
+from lm.data.corpus import stages
+from lm.errors import InputError, RunStopped
 
 ROOT = Path(__file__).parents[3]
 STAGES = ('index', 'clean', 'exact', 'near', 'groups', 'write', 'manifest')
@@ -190,6 +194,26 @@ def test_the_number_of_tasks_does_not_matter(raw, tmp_path, tasks):
     assert result(tmp_path / 'one') == result(tmp_path / 'many')
 
 
+class Dying(stages.Clean):
+    """Is killed in its second task."""
+
+    def task(self, rank, tasks):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().task(rank, tasks)
+
+
+def test_a_task_that_is_killed_stops_the_others(raw, tmp_path, monkeypatch):
+    out, chosen = tmp_path / 'out', config(raw, run={'tasks': 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, 'Clean', Dying)
+        with pytest.raises(RunStopped, match=r'fewer tasks at once .* --config.run.tasks=1'):
+            corpus.build(chosen, out, print)
+    assert not multiprocessing.active_children()
+    corpus.build(config(raw), out, print)
+    assert records(out)
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same(raw, tmp_path):
     ray = pytest.importorskip('ray')
@@ -276,6 +300,15 @@ def test_what_is_wrong_is_one_line(case, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         corpus.build(corpus.get_config('pydocs', **changes), tmp_path / 'out', print)
     assert '\n' not in str(caught.value)
+
+
+def test_two_do_not_make_the_same_at_once(raw, tmp_path):
+    corpus.build(config(raw), tmp_path / 'out', print)
+    with (
+        filelock.FileLock(tmp_path / 'out' / '.lock'),
+        pytest.raises(InputError, match='is being made by another process'),
+    ):
+        corpus.build(config(raw), tmp_path / 'out', print)
 
 
 def test_a_folder_belongs_to_one_corpus(raw, tmp_path):
