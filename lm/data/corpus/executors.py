@@ -163,6 +163,7 @@ def _progress(name: str, tasks: int, done: Path) -> Iterator[None]:
         mininterval=0.1 if live else 30,
         dynamic_ncols=live,
         leave=not live,
+        smoothing=0,  # Tasks come in bursts.
     )
 
     def count() -> None:

@@ -199,7 +199,8 @@ def _read(shard: Shard, chosen: Options) -> Iterator[Document]:
         found = source.part.apply(source.read)
     for document in found:
         fields = [code.partition('=') for code in document.codes if '=' in code]
-        yield Document(document.text, '', metadata={key: value for key, _, value in fields})
+        text = document.text.strip('\r\n')
+        yield Document(text, '', metadata={key: value for key, _, value in fields})
 
 
 def _through(document: Document, todo: list[steps.Step], account: ledger.Ledger) -> str:

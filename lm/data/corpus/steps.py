@@ -107,12 +107,15 @@ def _extract(document: Document, always: bool) -> str:
     return '' if found else 'no main text'
 
 
+_SUSPECT = re.compile(r'&(?:#|\w{2,20};)|\x1b')  # What may be wrong with ASCII: entities, escapes.
+
+
 def _repairer() -> Rule:
     formatter = FTFYFormatter()
 
     def repair(document: Document) -> str:
         text = document.text
-        if not (text.isascii() and '&' not in text and '\x1b' not in text):
+        if not text.isascii() or _SUSPECT.search(text):
             document.text = formatter.format(text)
         return ''
 
