@@ -10,6 +10,7 @@ The same start again goes on where the last one was stopped. Train on the result
     --config.data.valid='corpus:corpora/mine[valid]' --config.data.test='corpus:corpora/mine[test]'
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -20,9 +21,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from lm import command
-from lm.data import corpus
+from lm.data import corpus, corpus_shards
 from lm.data.corpus import get_config
 from lm.errors import InputError
+from lm.writer import atomic_write
 
 __all__ = ['build', 'get_config']
 
@@ -49,7 +51,7 @@ def build(
 
         return Report(work)
 
-    work = corpus.build(config, folder, say, last=report)
+    work = corpus.build(config, folder, say, last=report, files=('report.json', 'report.html'))
     if work is None:
         return None
     from lm import corpus_report
@@ -71,6 +73,14 @@ def _make_vocabulary(work: Any, say: Callable[[str], None]) -> None:
     values = {'kind': chosen.kind, 'vocab_size': chosen.size, 'train_bytes': chosen.train_bytes}
     put(config, {f'tokenizer.{key}': value for key, value in values.items()})
     config.tokenizer.symbols = chosen.symbols
+    made = {
+        'options': dataclasses.asdict(chosen),
+        'corpus': json.loads((work.folder / corpus_shards.MANIFEST).read_text())['splits']['train'],
+    }
+    told = output / 'made.json'
+    if told.exists() and json.loads(told.read_text()) == json.loads(json.dumps(made)):
+        say(f'Vocabulary: {output / "report.html"}')
+        return
     options = vocabulary_report.Options(
         (f'corpus:{work.folder}[train]',), sizes=(), identify=bool(work.options.clean.languages)
     )
@@ -81,6 +91,7 @@ def _make_vocabulary(work: Any, say: Callable[[str], None]) -> None:
         raise InputError(
             f'{told} The corpus itself is made; the same command makes the rest.'
         ) from None
+    atomic_write(told, json.dumps(made))
     say(f'Vocabulary: {output / "report.html"}')
 
 

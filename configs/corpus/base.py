@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
             'min_words': 5,  # int, words (in Chinese, characters). Shorter documents are dropped.
             # tuple of str, in turn: gopher_repetition | gopher_quality | c4 | fineweb, as datatrove has
             # them, with thresholds of their own for text without spaces. `c4@web,news`: of these
-            # sources only. They are made for prose: code and verse fail most of them.
+            # sources only. They are made for prose: code and verse fail most of them. Stop words are
+            # asked of English only.
             'filters': ('gopher_repetition', 'gopher_quality'),
             # tuple of str: email | ip | phone. Becomes <EMAIL>, <IP>, <PHONE>.
             'mask': ('email', 'ip', 'phone'),
@@ -74,7 +75,7 @@ def get_config() -> ConfigDict:
             # them, the first too. 0 = off.
             'boilerplate': 0,
             # float, similarity. Documents whose sets of shingles have this Jaccard similarity are near
-            # duplicates, as estimated by MinHash. 0 = off.
+            # duplicates, as estimated by MinHash; numbers count as equal. 0 = off.
             'near': 0.4,
             'shingle': 5,  # int, words. FineWeb: 5.
             # int. Documents are compared where all `rows` hashes of one of the bands agree. More bands find

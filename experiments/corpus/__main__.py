@@ -19,14 +19,16 @@ from typing import Any
 
 from experiments.corpus import library, planted
 from lm import corpus
+from lm.data.corpus import steps
 from lm.environment import host
 
 HERE = Path(__file__).parent
+_SMALL = 100_000_000  # Bytes.
 
 
 def planted_faults(data: Path, output: Path, size: int) -> dict[str, Any]:
     """Makes a corpus of good documents and of some with faults."""
-    raw = output / 'planted' / 'raw'
+    raw = output / 'raw' / 'planted'
     planted.write(data, raw)
     config = corpus.get_config(
         'base',
@@ -39,13 +41,13 @@ def planted_faults(data: Path, output: Path, size: int) -> dict[str, Any]:
         duplicates={'boilerplate': 20},
         report={'planted': 'fault'},
     )
-    return corpus.build(config, output / 'planted' / 'corpus')
+    return corpus.build(config, output / 'planted')
 
 
 def real_text(data: Path, output: Path, size: int) -> dict[str, Any]:
     """Makes a corpus of English, Chinese poems, and the standard library's sources and docstrings."""
     poems = f'{data}/chinese_poetry'
-    raw = output / 'real' / 'raw'
+    raw = output / 'raw' / 'real'
     library.write(raw, sum(path.stat().st_size for path in library.files()))
     config = corpus.get_config(
         'base',
@@ -73,24 +75,25 @@ def real_text(data: Path, output: Path, size: int) -> dict[str, Any]:
         },
         duplicates={'exact': ('document', 'paragraph')},
     )
-    return corpus.build(config, output / 'real' / 'corpus')
+    return corpus.build(config, output / 'real')
 
 
 def speed(data: Path, output: Path, size: int) -> dict[str, Any]:
-    """Makes a corpus of `size` bytes of the standard library's sources, and measures it."""
-    raw = output / 'speed' / 'raw'
+    """Makes a corpus of `size` bytes of the standard library's sources, and measures it.
+
+    Up to 100 MB with all filters, to have the speed of each; above without, as suits sources.
+    """
+    raw = output / 'raw' / 'speed'
     written = library.write(raw, size)
     config = corpus.get_config(
         'base',
         sources=(f'library=jsonl:{raw}/*.jsonl',),
-        clean={
-            'filters': ('gopher_repetition', 'gopher_quality', 'c4', 'fineweb') * (size < 10**9)
-        },
-        run={'shard_mb': 64.0 if size > 10**9 else 8.0},
+        clean={'filters': tuple(steps.FILTERS) * (size <= _SMALL)},
+        run={'shard_mb': 8.0 if size <= _SMALL else 64.0},
     )
     watch = _Memory()
     begun = time.perf_counter()
-    found = corpus.build(config, output / 'speed' / 'corpus')
+    found = corpus.build(config, output / 'speed')
     seconds = time.perf_counter() - begun
     return {
         **found,
@@ -146,7 +149,8 @@ def main() -> None:
     parser.add_argument('--mb', type=int, default=50, help='speed: text, in MB (default: 50)')
     parser.add_argument('--output', type=Path, default=Path('corpora/experiments'))
     options = parser.parse_args()
-    shutil.rmtree(options.output / options.case, ignore_errors=True)
+    for folder in (options.output, options.output / 'raw'):
+        shutil.rmtree(folder / options.case, ignore_errors=True)
     data = Path(os.environ.get('LM_DATA_DIR') or '../shared/data').resolve()
     found = CASES[options.case](data, options.output, options.mb * 10**6)
     for step in found['steps']:

@@ -69,7 +69,7 @@ def warc(path: Path, chosen: Fields) -> Iterator[Record]:
         from warcio.exceptions import ArchiveLoadFailed
     except ImportError:
         raise InputError(f"'{path}' is read by warcio: pip install -e '.[corpus]'.") from None
-    headers = {'url': 'WARC-Target-URI', 'date': 'WARC-Date', 'id': 'WARC-Record-ID'}
+    headers = {'url': 'WARC-Target-URI', 'date': 'WARC-Date', 'warc_id': 'WARC-Record-ID'}
     for name in chosen.codes:
         if name not in headers:
             raise InputError(f"'{path}' has no field '{name}'.{nearest(name, headers)}")
@@ -83,11 +83,15 @@ def warc(path: Path, chosen: Fields) -> Iterator[Record]:
                     continue
                 number += 1
                 text = _decoded_page(record.content_stream().read(), record)
+                if getattr(record.raw_stream, 'limit', 0):
+                    raise InputError(f"'{path}' is cut off: its page {number} ends too soon.")
                 told = ((name, record.rec_headers[headers[name]]) for name in chosen.codes)
                 codes = tuple(f'{name}={value}' for name, value in told if value)
                 yield Record(number, (text.text,), text.invalid_bytes, codes)
         except ArchiveLoadFailed as error:
-            raise InputError(f"'{path}' is not a WARC file: {_first_line(error)}.") from None
+            raise InputError(
+                f"'{path}' is not a WARC file, or damaged: {_first_line(error)}."
+            ) from None
 
 
 def _is_page(record: object) -> bool:
@@ -116,4 +120,5 @@ def _decoded_page(data: bytes, record: object) -> Document:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition('\n')[0].rstrip('.')
+    line = str(error).strip().partition('\n')[0].rstrip('.')
+    return line if line.isprintable() else ascii(line[:60])

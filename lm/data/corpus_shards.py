@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lm.data import files
 from lm.data.slices import Document
@@ -35,11 +35,21 @@ class _Writer:
     """Writes a shard; the file is whole, or is not there."""
 
     def __init__(self, path: Path) -> None:
+        for left in path.parent.glob(f'{path.name}.*.partial'):  # By a task that was killed.
+            left.unlink()
         self._path = path
         self._partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
 
-    def _finish(self) -> None:
-        self._partial.replace(self._path)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Gives the file its name, unless something was raised."""
+        self._close()
+        if kind:
+            self._partial.unlink()
+        else:
+            self._partial.replace(self._path)
 
 
 class JsonlWriter(_Writer):
@@ -64,10 +74,9 @@ class JsonlWriter(_Writer):
         self._file.write(self._codec.compress(b''.join(self._block), asbytes=True))
         self._block, self._size = [], 0
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._flush()
         self._file.close()
-        self._finish()
 
 
 def read_jsonl(path: Path) -> Iterator[bytes]:
@@ -89,9 +98,8 @@ class ArrayRecordWriter(_Writer):
     def write(self, record: bytes) -> None:
         self._writer.write(record)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._writer.close()
-        self._finish()
 
 
 def read_array_record(path: Path) -> Iterator[bytes]:
@@ -113,7 +121,7 @@ class Format:
 
     Attributes:
         end: of the file's name.
-        writer: path -> what has `write(record)` and `close()`.
+        writer: path -> a context, whose value has `write(record)`.
         read: path -> records.
     """
 

@@ -70,6 +70,8 @@ def fields(text: str, place: str) -> Fields:
     return Fields(texts, label)
 
 
+_LONGEST = (1 << 31) - 1  # Characters of a field of CSV; Python's own limit is 131,072.
+
 # --- forms: lines of a file -> records -------------------------------------------------------------
 
 
@@ -84,6 +86,7 @@ def tsv(lines: Iterator[Document], chosen: Fields, path: Path) -> Iterator[Recor
 def comma_separated(lines: Iterator[Document], chosen: Fields, path: Path) -> Iterator[Record]:
     """Reads columns between commas; one that holds a comma, a quote or a newline stands in quotes."""
     invalid_bytes = 0
+    csv.field_size_limit(_LONGEST)
 
     def counted() -> Iterator[str]:
         nonlocal invalid_bytes

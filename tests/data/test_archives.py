@@ -78,6 +78,16 @@ def test_pages_of_an_archive(archive, config_data):
     assert found[0] == (texts[0], ('url=http://a.org/',))
 
 
+def test_an_archive_that_is_cut_off_is_named(archive, tmp_path, config_data):
+    whole = b''.join(gzip.decompress(part) for part in [archive.read_bytes()])
+    path = tmp_path / 'b.warc'
+    path.write_bytes(whole)
+    assert len(records(f'warc:{path}', config_data)) == 3
+    path.write_bytes(whole[:-10])
+    with pytest.raises(InputError, match=r"b.warc' is cut off: its page 3 ends too soon"):
+        records(f'warc:{path}', config_data)
+
+
 def test_what_is_no_archive_is_named(archive, tmp_path, config_data):
     with pytest.raises(InputError, match="no field 'urls'.* Did you mean 'url'"):
         records(f'warc:{archive}#text{{urls}}', config_data)

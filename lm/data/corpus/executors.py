@@ -50,7 +50,7 @@ class _Local(LocalPipelineExecutor):
             return
         before = set(multiprocessing.active_children())
         context = multiprocessing.get_context(self.start_method)
-        pool = concurrent.futures.ProcessPoolExecutor(self.workers, context)
+        pool = concurrent.futures.ProcessPoolExecutor(self.workers, context, _end_with_parent)
         try:
             tasks = [pool.submit(self._run_for_rank, rank) for rank in ranks]
             for task in concurrent.futures.as_completed(tasks):
@@ -64,6 +64,16 @@ class _Local(LocalPipelineExecutor):
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it does, however that ends."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _local(step: PipelineStep, tasks: int, run: Run, folder: Path, before: Any) -> PipelineExecutor:
@@ -140,7 +150,11 @@ def run_all(
     executor = None
     for step, tasks in stages:
         folder = logs / step.name
-        executor = EXECUTORS[run.executor](step, tasks, run, folder, executor)
+        try:
+            executor = EXECUTORS[run.executor](step, tasks, run, folder, executor)
+        except TypeError as error:
+            told = str(error).partition(') ')[2] or error
+            raise InputError(f'config.run.options: datatrove says of them: {told}.') from None
         if run.executor != 'slurm':
             with _progress(step.name, tasks, folder / 'completions'):
                 executor.run()

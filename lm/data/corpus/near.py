@@ -119,26 +119,50 @@ def similarities(found: np.ndarray, signatures: Sequence[np.ndarray]) -> np.ndar
     return result
 
 
-def removed(found: np.ndarray) -> np.ndarray:
-    """Returns all documents of each group but the first, uint64 (shard << 32 | document), sorted."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def without(found: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Returns the pairs, PAIR, of which neither document is gone already.
 
-    a, b = _key(found, 'a'), _key(found, 'b')
-    nodes, places = np.unique(np.concatenate([a, b]), return_inverse=True)
-    if not len(nodes):
-        return nodes
-    ends = places.reshape(2, -1)
-    graph = coo_array((np.ones(len(a)), (ends[0], ends[1])), shape=(len(nodes), len(nodes)))
-    _, groups = connected_components(graph, directed=False)
-    _, firsts = np.unique(groups, return_index=True)
-    return np.delete(nodes, firsts)
+    Args:
+        found: PAIR.
+        gone: with `shard` and `document`.
+    """
+    keys = (gone['shard'].astype(np.uint64) << np.uint64(32)) | gone['document']
+    return found[~(np.isin(_key(found, 'a'), keys) | np.isin(_key(found, 'b'), keys))]
+
+
+def removed(found: np.ndarray, signatures: Sequence[np.ndarray], least: float) -> np.ndarray:
+    """Returns the documents that are similar to an earlier one which is kept.
+
+    Not what is similar to one that is dropped: of a chain, in which each document is like the next, as much
+    stays as is not like what stays before it.
+
+    Args:
+        found: pairs that agree in a band, PAIR.
+        signatures: of each shard, uint32 [documents, hashes].
+        least: the similarity that counts.
+
+    Returns:
+        uint64 (shard << 32 | document), sorted.
+    """
+
+    def signature(key: int) -> np.ndarray:
+        return signatures[key >> 32][key & 0xFFFFFFFF]
+
+    stands_for: dict[int, int] = {}
+    order = np.lexsort((_key(found, 'a'), _key(found, 'b')))
+    for first, second in zip(
+        _key(found, 'a')[order].tolist(), _key(found, 'b')[order].tolist(), strict=True
+    ):
+        if second not in stands_for:
+            kept = stands_for.get(first, first)
+            if np.mean(signature(kept) == signature(second)) >= least:
+                stands_for[second] = kept
+    return np.array(sorted(stands_for), np.uint64)
 
 
 def shown(found: np.ndarray, similar: np.ndarray, most: int, least: float) -> list[dict[str, Any]]:
     """Returns pairs to look at: the nearest, and those that just count, and just do not."""
     order = np.argsort(-similar, kind='stable')
-    order = order[similar[order] < 1]
     counting = order[similar[order] >= least]
     third = max(1, most // 3)
     places = [*order[:third], *counting[-third:], *order[len(counting) :][:third]]

@@ -194,8 +194,28 @@ def named(
             raise InputError(
                 f"{place}: two of them have the name '{name}'; give one of them another."
             )
-        found[name] = open_source(spec, options) if read else None
+        found[name] = _checked(open_source(spec, options), place) if read else None
     return found
+
+
+# Fields of a record that a corpus writes itself.
+_OWN = ('text', 'id', 'source', 'language')
+
+
+def _checked(source: Source, place: str) -> Source:
+    """Raises InputError where fields are kept by a name that is taken."""
+    for field in source.codes:
+        if field.startswith('='):
+            raise InputError(
+                f"{place}: '{source.spec}' has '{{{field}}}', which is for training; records have the name "
+                'of their source.'
+            )
+        if field in _OWN:
+            raise InputError(
+                f"{place}: '{source.spec}' keeps a field '{field}', and each record has one of its own; "
+                'give the field another name in the file.'
+            )
+    return source
 
 
 def open_source(spec: str, options: Options) -> Source:

@@ -11,6 +11,7 @@ What a shard is follows from the input alone, so that the result does not depend
 once. A task writes files that are whole or not there, and is not done again once it is.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -28,9 +29,10 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
 from lm.config import digest
-from lm.data import corpus_shards
+from lm.data import corpus_shards, files
 from lm.data.corpus import contamination, exact, executors, ledger, near, options, steps, words
 from lm.data.corpus.options import Options
+from lm.data.source import Source
 from lm.errors import InputError
 from lm.writer import atomic_write
 
@@ -45,13 +47,13 @@ class Shard(NamedTuple):
         source: its name.
         spec: as in the config.
         paths: the files; none where the source has none that could be read alone.
-        size: bytes on disk.
+        stamp: a JSON value that is another when what is read is: sizes and times of files.
     """
 
     source: str
     spec: str
     paths: tuple[str, ...]
-    size: int
+    stamp: Any
 
 
 def plan(chosen: Options) -> list[Shard]:
@@ -64,22 +66,40 @@ def plan(chosen: Options) -> list[Shard]:
     least = chosen.run.shard_mb * 1_000_000
     specs = {text.partition('=')[0]: text.partition('=')[2] for text in chosen.sources}
     for name, source in options.named(chosen.sources, chosen, 'config.sources').items():
-        whole = source.part.is_all and source.paths
-        if not whole:
-            found.append(Shard(name, specs[name], (), 0))
+        if not (source.part.is_all and source.paths):
+            found.append(Shard(name, specs[name], (), _stamp(source)))
             continue
-        paths, size, weight = [], 0, 0
+        paths, weight = [], 0.0
         for path in source.paths:
-            paths.append(str(path))
-            own = path.stat().st_size
-            size += own
-            weight += own * (_PACKED if path.suffix in ('.gz', '.xz', '.zst') else 1)
-            if weight >= least:
-                found.append(Shard(name, specs[name], tuple(paths), size))
-                paths, size, weight = [], 0, 0
-        if paths:
-            found.append(Shard(name, specs[name], tuple(paths), size))
+            paths.append(path)
+            weight += path.stat().st_size * (_PACKED if path.suffix in files.UNPACKERS else 1)
+            if weight >= least or path == source.paths[-1]:
+                stamp = [_stamp_of(path) for path in paths]
+                found.append(Shard(name, specs[name], tuple(map(str, paths)), stamp))
+                paths, weight = [], 0.0
     return found
+
+
+def evaluation(chosen: Options) -> dict[str, Any]:
+    """Returns a JSON value for each evaluation set, which is another when the set is.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    place = 'config.contamination.evaluation'
+    sets = options.named(chosen.contamination.evaluation, chosen, place)
+    return {name: _stamp(source) for name, source in sets.items()}
+
+
+def _stamp(source: Source) -> Any:
+    if source.paths:
+        return [_stamp_of(path) for path in source.paths]
+    return source.identity()
+
+
+def _stamp_of(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +110,17 @@ class Work:
         folder: of the corpus.
         options: what is made.
         shards: what of.
+        evaluation: of each evaluation set what says whether it has changed.
     """
 
     folder: Path
     options: Options
     shards: tuple[Shard, ...]
+    evaluation: dict[str, Any]
 
     def path(self, *parts: str) -> Path:
         """Returns a path in the folder of intermediate files."""
-        return self.folder.joinpath('work', *parts)
+        return self.folder.joinpath('.work', *parts)
 
     def cleaned(self, shard: int) -> Path:
         return self.path('clean', f'{shard:05d}.jsonl.zst')
@@ -149,9 +171,19 @@ class Index(Stage):
         chosen = self.work.options
         place = 'config.contamination.evaluation'
         sets = options.named(chosen.contamination.evaluation, chosen, place)
-        texts = {name: source.documents() for name, source in sets.items()}
+        rules = [step.rule for step in steps.build(chosen) if step.name in steps.CHANGING]
+        texts = {name: _cleaned(source, rules) for name, source in sets.items()}
         built = contamination.build(texts, chosen.contamination)
         contamination.save(built, self.work.path('evaluation.npz'))
+
+
+def _cleaned(source: Source, rules: list[steps.Rule]) -> Iterator[str]:
+    """Yields texts as documents are that are compared with them."""
+    for text in source.documents():
+        document = Document(text, '')
+        for rule in rules:
+            rule(document)
+        yield document.text
 
 
 class Clean(Stage):
@@ -171,23 +203,22 @@ class Clean(Stage):
         prints = _Fingerprints(chosen)
         output = work.cleaned(rank)
         output.parent.mkdir(parents=True, exist_ok=True)
-        writer = corpus_shards.JsonlWriter(output)
-        begun = time.perf_counter()
-        for document in _read(shard, chosen):
-            account.note('reading', document.text, document.text, '', begun)
-            account.came(shard.source, ledger.utf8(document.text))
-            dropped = _through(document, todo, account)
-            if not dropped:
-                hashed = prints.words(document.text, account)
-                dropped = _contaminated(document, hashed, index, account)
-            if dropped:
-                _plant(account, document, dropped, chosen)
-            else:
-                prints.add(document.text, hashed, account)
-                writer.write(corpus_shards.to_line(_record(document, shard.source)))
+        with corpus_shards.JsonlWriter(output) as writer:
             begun = time.perf_counter()
-        prints.write(work, rank)
-        writer.close()
+            for document in _read(shard, chosen):
+                account.note('reading', document.text, document.text, '', begun)
+                account.came(shard.source, ledger.utf8(document.text))
+                dropped = _through(document, todo, account)
+                if not dropped:
+                    hashed = prints.words(document.text, account)
+                    dropped = _contaminated(document, hashed, index, account)
+                if dropped:
+                    _plant(account, document, dropped, chosen)
+                else:
+                    prints.add(document.text, hashed, account)
+                    writer.write(corpus_shards.to_line(_record(document, shard.source)))
+                begun = time.perf_counter()
+            prints.write(work, rank)
         _write_notes(work.notes(self.name, rank), account)
 
 
@@ -198,9 +229,15 @@ def _read(shard: Shard, chosen: Options) -> Iterator[Document]:
     else:
         found = source.part.apply(source.read)
     for document in found:
-        fields = [code.partition('=') for code in document.codes if '=' in code]
-        text = document.text.strip('\r\n')
-        yield Document(text, '', metadata={key: value for key, _, value in fields})
+        kept: dict[str, Any] = {}
+        for name, _, value in (code.partition('=') for code in document.codes):
+            before = kept.get(name)  # A list comes as several.
+            kept[name] = value if before is None else [*_several(before), value]
+        yield Document(document.text.strip('\r\n'), '', metadata=kept)
+
+
+def _several(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
 
 
 def _through(document: Document, todo: list[steps.Step], account: ledger.Ledger) -> str:
@@ -256,9 +293,9 @@ class _Fingerprints:
         self._options = chosen.duplicates
         self._needs_words = bool(chosen.duplicates.near or chosen.contamination.evaluation)
         self._known: dict[str, int] = {}
-        self._parts = {level: [] for level in exact.levels(chosen.duplicates)}
+        self._parts = {level: bytearray() for level in exact.levels(chosen.duplicates)}
         self._minhash = near.Signatures(chosen.duplicates) if chosen.duplicates.near else None
-        self._signatures: list[np.ndarray] = []
+        self._signatures = bytearray()
         self._documents = 0
 
     def words(self, text: str, account: ledger.Ledger) -> np.ndarray:
@@ -274,19 +311,19 @@ class _Fingerprints:
         for level, parts in self._parts.items():
             least = self._options.min_characters
             found = list(exact.hashes(text, self._documents, level, least))
-            parts.append(np.array(found, exact.HASHED))
+            parts += np.array(found, exact.HASHED).tobytes()
         if self._minhash:
-            self._signatures.append(self._minhash.of(hashed))
+            self._signatures += self._minhash.of(hashed).tobytes()
         self._documents += 1
         account.note('hashing', text, text, '', begun)
 
     def write(self, work: Work, rank: int) -> None:
         for level, parts in self._parts.items():
-            every = np.concatenate([*parts, np.zeros(0, exact.HASHED)])
-            _save(work.path('hashes', level, f'{rank:05d}.npy'), np.sort(every))
+            every = np.sort(np.frombuffer(parts, exact.HASHED))
+            _save(work.path('hashes', level, f'{rank:05d}.npy'), every)
         if self._minhash:
             width = self._options.bands * self._options.rows
-            signatures = np.array(self._signatures, np.uint32).reshape(-1, width)
+            signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, width)
             near.write_bands(work.path('bands'), rank, signatures, self._options)
             _save(work.path('signatures', f'{rank:05d}.npy'), signatures)
 
@@ -322,11 +359,13 @@ class Groups(Stage):
     def task(self, rank: int, tasks: int) -> None:
         work, chosen = self.work, self.work.options
         found = near.pairs(work.path('pairs'))
+        exactly = [np.load(path) for path in sorted(work.path('exact', 'document').glob('*.npy'))]
+        found = near.without(found, np.concatenate([*exactly, np.zeros(0, exact.REMOVED)]))
         files = (work.path('signatures', f'{shard:05d}.npy') for shard in range(len(work.shards)))
         signatures = [np.load(path, mmap_mode='r') for path in files]
         similar = near.similarities(found, signatures)
         least = chosen.duplicates.near
-        _save(work.path('near.npy'), near.removed(found[similar >= least]))
+        _save(work.path('near.npy'), near.removed(found, signatures, least))
         pairs = near.shown(found, similar, chosen.report.pairs, least)
         counts = np.histogram(similar, np.linspace(0, 1, 51))[0].tolist()
         told = {'pairs': pairs, 'histogram': counts}
@@ -340,29 +379,32 @@ class Write(Stage):
         work, chosen = self.work, self.work.options
         account = ledger.Ledger(chosen.report.examples)
         repeats = _Repeats(work, rank)
-        writers: dict[str, Any] = {}
         written: dict[str, int] = {}
-        for number, line in enumerate(corpus_shards.read_jsonl(work.cleaned(rank))):
-            record = json.loads(line)
-            dropped = repeats.judge(number, record, account)
-            _plant(account, record, dropped or _became(record), chosen)
-            if dropped:
-                continue
-            split = split_of(record['id'], chosen.split)
-            if split not in writers:
-                path = work.folder / split / f'{rank:05d}{work.format.end}'
-                path.parent.mkdir(parents=True, exist_ok=True)
-                writers[split] = work.format.writer(path)
-            writers[split].write(corpus_shards.to_line(record))
-            written[split] = written.get(split, 0) + 1
-            text = record['text']
-            account.stayed(record['source'], ledger.utf8(text), words.count(text))
-        made = {}
-        for split, writer in writers.items():
-            writer.close()
-            path = work.folder / split / f'{rank:05d}{work.format.end}'
-            made[split] = corpus_shards.describe(work.folder, path, written[split])
+        with contextlib.ExitStack() as shards:
+            writers: dict[str, Any] = {}
+            for number, line in enumerate(corpus_shards.read_jsonl(work.cleaned(rank))):
+                record = json.loads(line)
+                dropped = repeats.judge(number, record, account)
+                _plant(account, record, dropped or _became(record), chosen)
+                if dropped:
+                    continue
+                split = split_of(record['id'], chosen.split)
+                if split not in writers:
+                    path = self._path(split, rank)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    writers[split] = shards.enter_context(work.format.writer(path))
+                writers[split].write(corpus_shards.to_line(record))
+                written[split] = written.get(split, 0) + 1
+                text = record['text']
+                account.stayed(record['source'], ledger.utf8(text), words.count(text))
+        made = {
+            split: corpus_shards.describe(work.folder, self._path(split, rank), count)
+            for split, count in written.items()
+        }
         _write_notes(work.notes(self.name, rank), account, shards=made)
+
+    def _path(self, split: str, rank: int) -> Path:
+        return self.work.folder / split / f'{rank:05d}{self.work.format.end}'
 
 
 class Manifest(Stage):
@@ -464,10 +506,19 @@ def stages(work: Work) -> list[tuple[Stage, int]]:
 
 
 def check_some_left(work: Work, stage: str) -> None:
-    """Raises InputError where nothing is left after a stage; it names the step that took most."""
-    found = work.ledger(stage).steps
-    if any(step['documents'] and not step['kept'] for step in found.values()):
-        name, step = max(found.items(), key=lambda item: item[1]['documents'] - item[1]['kept'])
+    """Raises InputError where nothing is left after a stage: it names the step that took most.
+
+    Or where a source held nothing to begin with.
+    """
+    account = work.ledger(stage)
+    came = {name for name, counts in account.sources.items() if counts[0] or stage == 'write'}
+    for shard in work.shards:
+        if stage == 'clean' and shard.source not in came:
+            raise InputError(f"the source '{shard.source}={shard.spec}' holds no documents.")
+    left = account.step('hashing')['documents'] if stage == 'clean' else account.lengths.total()
+    if not left:
+        dropped = {n: s for n, s in account.steps.items() if s['documents'] > s['kept']}
+        name, step = max(dropped.items(), key=lambda item: item[1]['documents'] - item[1]['kept'])
         reasons = sorted(step['reasons'].items(), key=lambda item: -item[1])
         told = ', '.join(f'{reason}: {count:,}' for reason, count in reasons[:3])
         raise InputError(

@@ -29,6 +29,10 @@ from lm.errors import InputError, lookup
 Rule = Callable[[Document], str]
 
 
+# The steps that change what is compared with an evaluation set.
+CHANGING = ('encoding', 'characters', 'chinese', 'private')
+
+
 class Step(NamedTuple):
     """A step, for the documents of these sources; of all where there are none."""
 
@@ -127,7 +131,7 @@ _INVISIBLE = re.compile(
     '[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]'
 )
 _LINE_ENDS = re.compile(r'\r\n?|[\x0c\u2028\u2029]')
-_TRAILING = re.compile(r'[^\S\n]+$', re.MULTILINE)
+_TRAILING = re.compile(r'(?<![^\S\n])[^\S\n]+$', re.MULTILINE)  # Not quadratic in long runs.
 _BLANK_LINES = re.compile(r'\n{3,}')
 
 
@@ -174,18 +178,22 @@ def _model() -> Any:
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
+def _language(text: str) -> tuple[str, float]:
+    """Returns the language of a text, and how sure that is."""
+    middle = len(text) // 2
+    if len(text) > 3 * _PART:
+        text = f'{text[:_PART]} {text[middle : middle + _PART]} {text[-_PART:]}'
+    language, score = _model().classify(text)
+    return _MEMBERS.get(language, str(language)), score
+
+
 def _identifier(languages: tuple[str, ...], least: float) -> Rule:
-    model = _model()
-    known = dict.fromkeys(_MEMBERS.get(label, str(label)) for label in model.labels)
+    known = dict.fromkeys(_MEMBERS.get(label, str(label)) for label in _model().labels)
     for language in languages:
         lookup(known, language, 'config.clean.languages')
 
     def identify(document: Document) -> str:
-        text, middle = document.text, len(document.text) // 2
-        if len(text) > 3 * _PART:
-            text = f'{text[:_PART]} {text[middle : middle + _PART]} {text[-_PART:]}'
-        language, score = model.classify(text)
-        language = _MEMBERS.get(language, str(language))
+        language, score = _language(document.text)
         document.metadata['language'] = language
         if score < least:
             return 'no language'
@@ -217,6 +225,11 @@ FILTERS: dict[str, tuple[type[BaseFilter], dict[str, object]]] = {
 }
 
 
+_STOP_WORDS = (
+    'gopher_enough_stop_words'  # Gopher's last rule: two of the, be, to, of ..., so English only.
+)
+
+
 def _filter(text: str, options: Options) -> Step:
     name, _, asked = text.partition('@')
     kind, without_spaces = lookup(FILTERS, name, 'config.clean.filters')
@@ -229,25 +242,34 @@ def _filter(text: str, options: Options) -> Step:
     def judge(document: Document) -> str:
         chosen = spaced if words.has_spaces(document.text) else unspaced
         kept, reason = get_filter_result(chosen.filter(document))
+        if reason == _STOP_WORDS and _language(document.text)[0] != 'en':
+            return ''
         return '' if kept else reason or 'dropped'
 
     return Step(name, judge, frozenset(filter(None, asked.split(','))))
 
 
-# +44 20 7946 0958, (555) 123-4567, 555-123-4567, 13912345678.
-_PHONE = re.compile(
-    r'(?<![\w.+/-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}'
-    r'|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[ .-]\d{3}[ .-]\d{4}|1[3-9]\d{9})(?![\w-])'
+# +44 20 7946 0958, (555) 123-4567, 555-123-4567, 13912345678; letters without spaces may stand beside them.
+_PHONE = (
+    r'(?<![A-Za-z0-9_.+/-])(?:\+\d{1,3}(?:[ -]?\(\d{1,4}\))?(?:[ .-]?\d{2,4}){2,5}'
+    r'|\([2-9]\d{2}\) ?\d{3}[ -]\d{4}|[2-9]\d{2}[ -]\d{3}[ -]\d{4}|1[3-9]\d{9})(?![A-Za-z0-9_%-])'
 )
+
+
+def _is_phone(text: str) -> bool:
+    return 7 < sum(map(str.isdigit, text)) < 16
 
 
 def _masker(names: tuple[str, ...]) -> Rule:
     # One replacement each: datatrove's would take turns, and so depend on the documents before.
-    known = PIIFormatter(email_replacement='<EMAIL>', ip_replacement='<IP>')
+    known = PIIFormatter(ip_replacement='<IP>')
     masks: dict[str, tuple[str, Callable[[str], str]]] = {
-        'email': ('@', known.emails_replacer.replace),
+        'email': (
+            '@',
+            PIIReplacer(f'(?a){known.emails_replacer.regex.pattern}', '<EMAIL>').replace,
+        ),
         'ip': ('.', known.ip_replacer.replace),
-        'phone': ('', PIIReplacer(_PHONE.pattern, '<PHONE>').replace),
+        'phone': ('', PIIReplacer(_PHONE, '<PHONE>', _is_phone).replace),
     }
     chosen = [lookup(masks, name, 'config.clean.mask') for name in names]
 

@@ -39,7 +39,9 @@ CHANGED = {
     'one two  \r\nthree four\t\r\n\r\n\r\n\r\nfive six': 'one two\nthree four\n\nfive six',
     'Write to a.b@example.org or to 8.8.8.8 now please': 'Write to <EMAIL> or to <IP> now please',
     'Call +44 20 7946 0958 or (555) 123-4567 now please': 'Call <PHONE> or <PHONE> now please',
-    '请拨打13912345678联系我们的客服人员': '请拨打13912345678联系我们的客服人员',
+    '请拨打13912345678联系我们的客服人员': '请拨打<PHONE>联系我们的客服人员',
+    '请发邮件到abc@example.org联系我们': '请发邮件到<EMAIL>联系我们',
+    'It rose +12.50% at 10:00 +0100, 100-200-3000': 'It rose +12.50% at 10:00 +0100, 100-200-3000',
     'On 2024-01-02, 1,234,567 people of version 1.2.3.4': 'On 2024-01-02, 1,234,567 people of version <IP>',
     '&lt;b&gt; is bold, and &amp; is and, they say': '<b> is bold, and & is and, they say',
 }
@@ -88,6 +90,26 @@ def test_the_text_of_a_web_page(options):
     assert through(page, options, extract='never', filters=())[1] == page
     told = 'In HTML, <p> begins a paragraph and </p> ends it, </p> and </p> ' + prose(1, 3)
     assert through(told, options, filters=())[1] == told
+
+
+GERMAN = (
+    'Die Wissenschaftler untersuchten über viele Jahre hinweg die Wanderung der Vögel an der Küste. Im '
+    'Herbst fliegen große Schwärme nach Süden, und im Frühling kehren sie wieder zurück. Wie sie ihren Weg '
+    'finden, ist bis heute nicht ganz geklärt. Manche Arten richten sich nach der Sonne, andere nach den '
+    'Sternen oder nach dem Magnetfeld der Erde. Auch Gerüche scheinen eine gewisse Rolle zu spielen.'
+)
+
+
+def test_stop_words_are_asked_of_english_only(options):
+    assert through(GERMAN, options) == ('', GERMAN)
+    without = prose(1).replace('of the', 'near our').replace('The', 'My').replace('and', 'or')
+    without = without.replace('that', 'which').replace('with the', 'beside a')
+    assert through(without, options)[0] == 'gopher_quality: gopher_enough_stop_words'
+
+
+def test_long_runs_of_spaces_are_no_trouble(options):
+    text = f'one two{" " * 300_000}three four five   \nsix'
+    assert through(text, options, filters=())[1] == text.replace('   \n', '\n')
 
 
 def test_traditional_characters_stay_unless_asked(options):

@@ -86,11 +86,32 @@ def test_a_short_text_has_a_signature(options):
     assert not np.array_equal(a, c)
 
 
-def test_groups_keep_their_first():
+def test_what_is_like_a_document_that_stays_goes():
+    signatures = [np.zeros((6, 10), np.uint32) for _ in range(3)]
+    for shard in range(3):
+        signatures[shard] += np.arange(6, dtype=np.uint32)[:, None] + 10 * shard
+    # A chain: 1, 5 and (2, 0) are alike in a row, the ends are not; (1, 3) and (1, 4) are the same.
+    signatures[0][5, :6] = signatures[0][1, :6]
+    signatures[2][0, 6:] = signatures[0][5, 6:]
+    signatures[2][0, :2] = signatures[0][1, :2]
+    signatures[1][4] = signatures[1][3]
     found = np.array([(0, 1, 0, 5), (0, 5, 2, 0), (1, 3, 1, 4)], near.PAIR)
-    key = [(0, 5), (1, 4), (2, 0)]
-    assert near.removed(found).tolist() == [(shard << 32) + document for shard, document in key]
-    assert not len(near.removed(found[:0]))
+    similar = near.similarities(found, signatures)
+    assert similar.tolist() == pytest.approx([0.6, 0.6, 1.0])
+
+    def dropped(least):
+        return near.removed(found, signatures, least).tolist()
+
+    assert dropped(0.5) == [5, (1 << 32) + 4]  # (2, 0) is like 5, which is dropped, and not like 1.
+    assert dropped(0.2) == [5, (1 << 32) + 4, 2 << 32]
+    assert dropped(0.7) == [(1 << 32) + 4]
+    assert near.removed(found[:0], signatures, 0.5).tolist() == []
+
+
+def test_pairs_of_what_is_gone_are_left_out():
+    found = np.array([(0, 1, 0, 5), (0, 5, 2, 0), (1, 3, 1, 4)], near.PAIR)
+    gone = np.array([(0, 5, 0)], exact.REMOVED)
+    assert near.without(found, gone).tolist() == [(1, 3, 1, 4)]
 
 
 def test_the_curve_of_bands(options):

@@ -13,8 +13,9 @@ import filelock
 import pytest
 from corpus_texts import prose
 
+from lm import config as configs
 from lm.data import corpus, corpus_shards, source
-from lm.data.corpus import stages
+from lm.data.corpus import folder, stages
 from lm.errors import InputError, RunStopped
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +57,7 @@ def result(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in [*files, folder / corpus_shards.MANIFEST]
-        if path.relative_to(folder).parts[0] != 'work'
+        if path.relative_to(folder).parts[0] != '.work'
     }
 
 
@@ -76,6 +77,7 @@ def test_what_is_kept(raw, tmp_path, config_data):
     assert all(record['url'] == 'a.org' for record in found if record['text'] == prose(0))
     assert {record['source'] for record in found} == {'web', 'book'}
     assert not work.path().exists()
+    assert all(record['id'] == configs.digest(record['text'])[:16] for record in found)
     read = {
         split: [d.text for d in source.parse(f'corpus:{out}[{split}]', config_data).records()]
         for split in corpus_shards.SPLITS
@@ -84,6 +86,34 @@ def test_what_is_kept(raw, tmp_path, config_data):
     assert all(read.values())
     coded = source.parse(f'corpus:{out}#{{source}}[train]', config_data).records()
     assert {document.codes for document in coded} == {('source=web',), ('source=book',)}
+
+
+def test_repeated_parts_leave_the_text(tmp_path):
+    own = [prose(i, 3) for i in range(6)]
+    head, foot = 'This line stands above each of the texts here.', prose(77, 2)
+    lines = [json.dumps({'text': f'{head}\n{text}\n\n{foot}'}) for text in own[:5]]
+    lines.append(json.dumps({'text': f'{head}\n\n{foot}'}))
+    (tmp_path / 'a.jsonl').write_text('\n'.join([*lines, json.dumps({'text': own[5]})]) + '\n')
+
+    def made(name, **duplicates):
+        chosen = corpus.get_config(
+            'base',
+            sources=(f'a=jsonl:{tmp_path}/a.jsonl',),
+            clean={'filters': ()},
+            duplicates={'near': 0.0, **duplicates},
+            run={'tasks': 1},
+        )
+        corpus.build(chosen, tmp_path / name, print)
+        return sorted(record['text'] for record in records(tmp_path / name))
+
+    # The first paragraph of each has the head and is another; the last is the same.
+    paragraphs = made('paragraphs', exact=('paragraph',))
+    assert f'{head}\n{own[0]}\n\n{foot}' in paragraphs
+    assert {f'{head}\n{text}' for text in own[1:5]} < set(paragraphs)
+    whole = made('lines', exact=('line',))
+    assert {f'{head}\n{own[0]}\n\n{foot}', *own[1:]} == set(whole)  # Of the sixth little is left.
+    boilerplate = made('boilerplate', exact=('document',), boilerplate=5)
+    assert set(boilerplate) == set(own)
 
 
 def test_splits_stay_when_the_corpus_grows(raw, tmp_path):
@@ -141,7 +171,7 @@ for kind in [getattr(stages, name.title()) for name in %r]:
     def task(self, rank, tasks, do=kind.task):
         mine = self.name == stage and rank == (1 if stage in ('clean', 'exact', 'near', 'write') else 0)
         if mine and midst:
-            corpus_shards.JsonlWriter.close = die
+            corpus_shards.JsonlWriter._close = die
         do(self, rank, tasks)
         if mine:
             die()
@@ -163,7 +193,7 @@ def kill(raw, folder, stage, moment):
 
 def done_tasks(folder):
     """Returns when each task was done that was done."""
-    marks = (folder / 'work' / 'logs').glob('*/completions/*')
+    marks = (folder / '.work' / 'logs').glob('*/completions/*')
     return {(path.parts[-3], path.name): path.stat().st_mtime_ns for path in marks}
 
 
@@ -183,7 +213,7 @@ def test_a_killed_run_goes_on_where_it_was(raw, tmp_path, stage, moment):
     corpus.build(chosen, out, print)
     assert before.items() <= done_tasks(out).items()
     assert result(out) == result(tmp_path / 'whole')
-    assert not list(out.rglob('*.partial')) or moment == 'midst'
+    assert not list(out.rglob('*.partial'))
 
 
 @pytest.mark.slow
@@ -309,6 +339,135 @@ def test_two_do_not_make_the_same_at_once(raw, tmp_path):
         pytest.raises(InputError, match='is being made by another process'),
     ):
         corpus.build(config(raw), tmp_path / 'out', print)
+
+
+def test_other_files_are_not_touched(raw, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'thesis.txt').write_text('all my work')
+    with pytest.raises(InputError, match='holds other files; choose another folder'):
+        corpus.build(config(raw), tmp_path / 'out', print)
+    (tmp_path / 'out' / 'config.json').write_text('{"seed": 0}')
+    with pytest.raises(InputError, match='holds no corpus'):
+        corpus.build(config(raw), tmp_path / 'out', print)
+    assert (tmp_path / 'out' / 'thesis.txt').read_text() == 'all my work'
+
+
+def test_a_folder_is_free_where_nothing_came_of_it(raw, tmp_path):
+    with pytest.raises(InputError, match='nothing is left'):
+        corpus.build(config(raw, clean={'min_words': 100_000}), tmp_path / 'out', print)
+    corpus.build(config(raw), tmp_path / 'out', print)
+    (raw / 'empty.txt').write_text('')
+    with pytest.raises(InputError, match=r"the source 'e=text:.*empty.txt.*' holds no documents"):
+        corpus.build(
+            config(raw, sources=(f'e=text:{raw}/empty.txt[1:]', 'p=builtin:pydocs')), tmp_path / 'e'
+        )
+
+
+def test_a_file_that_was_not_read_may_be_mended(raw, tmp_path):
+    text = (raw / 'c.jsonl').read_text()
+    (raw / 'c.jsonl').write_text('{not JSON\n' + text)
+    with pytest.raises(InputError, match='c.jsonl:1 is not JSON'):
+        corpus.build(config(raw), tmp_path / 'out', print)
+    (raw / 'c.jsonl').write_text(text)
+    corpus.build(config(raw), tmp_path / 'out', print)
+    corpus.build(config(raw), tmp_path / 'whole', print)
+    assert result(tmp_path / 'out') == result(tmp_path / 'whole')
+    (raw / 'c.jsonl').write_text(text.replace('rock', 'ruin'))
+    with pytest.raises(InputError, match=r"c.jsonl' is another than it was when it was read"):
+        corpus.build(config(raw), tmp_path / 'out', print)
+
+
+def test_an_evaluation_set_that_changed_is_told(raw, tmp_path):
+    corpus.build(config(raw), tmp_path / 'out', print)
+    (raw / 'questions.txt').write_text(prose(9))
+    with pytest.raises(InputError, match='an evaluation set has changed'):
+        corpus.build(config(raw), tmp_path / 'out', print)
+
+
+def test_evaluation_texts_go_through_the_steps(tmp_path):
+    secret = 'Please write to the committee at a.b@example.org before the second of May next year'
+    (tmp_path / 'e.txt').write_text(secret)
+    (tmp_path / 'a.txt').write_text(f'{prose(1)} {secret} {prose(2)}')
+    (tmp_path / 'b.txt').write_text(prose(3))
+    chosen = corpus.get_config(
+        'base',
+        sources=(f'a=text:{tmp_path}/[ab].txt',),
+        contamination={'evaluation': (f'e=text:{tmp_path}/e.txt',)},
+        run={'tasks': 1},
+    )
+    corpus.build(chosen, tmp_path / 'out', print)
+    assert [record['text'] for record in records(tmp_path / 'out')] == [prose(3)]
+
+
+def test_a_kill_while_the_work_is_removed(raw, tmp_path, monkeypatch):
+    out, chosen = tmp_path / 'out', config(raw)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.shutil, 'rmtree', lambda path, **_: path.exists() and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            corpus.build(chosen, out, print)
+    before = result(out)
+    corpus.build(chosen, out, print)
+    assert result(out) == before
+    assert not (out / folder.REMOVED).exists()
+
+
+def test_damage_is_found_where_the_work_is_kept(raw, tmp_path):
+    out, chosen = tmp_path / 'out', config(raw, run={'keep_work': True})
+    corpus.build(chosen, out, print)
+    whole, cleaned = result(out), (out / '.work' / 'clean' / '00000.jsonl.zst').stat().st_mtime_ns
+    with next(out.glob('train/*')).open('ab') as file:
+        file.write(b'x')
+    corpus.build(chosen, out, print)
+    assert result(out) == whole
+    assert (out / '.work' / 'clean' / '00000.jsonl.zst').stat().st_mtime_ns == cleaned
+
+
+def test_fields_that_are_kept(tmp_path):
+    record = {'text': prose(1), 'tags': ['a', 'b'], 'n': 3, 'none': None, 'id': 'mine'}
+    (tmp_path / 'a.jsonl').write_text(json.dumps(record) + '\n')
+
+    def made(fields):
+        chosen = corpus.get_config(
+            'base', sources=(f'a=jsonl:{tmp_path}/a.jsonl#text{{{fields}}}',)
+        )
+        corpus.build(chosen, tmp_path / fields, print)
+        return records(tmp_path / fields)[0]
+
+    found = made('tags,n,none')
+    assert (found['tags'], found['n'], found.get('none')) == (['a', 'b'], '3', None)
+    for field, message in (('id', "keeps a field 'id'"), ('=web', 'which is for training')):
+        with pytest.raises(InputError, match=message):
+            made(field)
+
+
+ORPHAN = """
+import os, signal, sys, threading, time
+from lm.data import corpus
+from lm.data.corpus import stages
+
+class Waiting(stages.Clean):
+    def task(self, rank, tasks):
+        print(os.getpid(), flush=True)
+        while True:
+            signal.pause()
+
+if __name__ == '__main__':
+    stages.Clean = Waiting
+    run = {'tasks': 2, 'shard_mb': 0.001}
+    corpus.build(corpus.get_config('base', sources=(sys.argv[1],), run=run), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_tasks_end_with_the_command(raw, tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(ORPHAN)
+    command = [sys.executable, str(script), f'a=jsonl:{raw}/*.jsonl', str(tmp_path / 'out')]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert all(process.stdout.readline().strip().isdigit() for _ in range(2))
+        process.kill()
+        process.communicate(timeout=100)  # Until all have ended that could write.
 
 
 def test_a_folder_belongs_to_one_corpus(raw, tmp_path):
