@@ -12,7 +12,8 @@ from lm.config import flatten, to_dict
 from lm.data import corpus_shards
 from lm.data.corpus import contamination, ledger, near
 from lm.data.corpus.options import Duplicates
-from lm.data.corpus.stages import Stage, Work
+from lm.data.corpus.stages import Stage
+from lm.data.corpus.work import Work
 from lm.environment import host
 from lm.page import number
 from lm.plots import Series, chart

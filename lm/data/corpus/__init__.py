@@ -3,9 +3,10 @@
     from lm.data import corpus
     corpus.build(corpus.get_config('pydocs'), 'corpora/pydocs')
 
-`options` is what a config says, `stages` the road from raw files to shards, by datatrove's executors;
-`steps` what is done to a document, in turn; `exact`, `near` and `contamination` compare documents with each
-other; `ledger` counts what was kept and dropped. `python -m lm.corpus` adds the report.
+`options` is what a config says, `work` what of it is done where, `stages` the road from raw files to
+shards; `steps` what is done to a document, in turn; `exact`, `near`, `contamination` (and `repeats`, which
+brings them together) compare documents with each other; `ledger` counts what was kept and dropped.
+`python -m lm.corpus` adds the report.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from lm.data import corpus_shards
 from lm.errors import InputError
 
 if TYPE_CHECKING:
-    from lm.data.corpus.stages import Stage, Work
+    from lm.data.corpus.stages import Stage
+    from lm.data.corpus.work import Work
 
 __all__ = ['build', 'get_config', 'prepare']
 
@@ -96,7 +98,7 @@ def prepare(config: ConfigDict, folder: Path) -> 'Work':
         InputError: as `build` says.
     """
     try:
-        from lm.data.corpus import options, stages, steps
+        from lm.data.corpus import options, steps, work
     except ImportError as error:
         raise InputError(
             f"a corpus is made with libraries that are not here ({error.name}): pip install -e '.[corpus]'."
@@ -104,4 +106,4 @@ def prepare(config: ConfigDict, folder: Path) -> 'Work':
 
     chosen = options.parse(config)
     steps.build(chosen)  # What is not known is said before the work begins.
-    return stages.Work(folder, chosen, tuple(stages.plan(chosen)), stages.evaluation(chosen))
+    return work.Work(folder, chosen, tuple(work.plan(chosen)), work.evaluation(chosen))

@@ -11,7 +11,7 @@ from lm import config as configs
 from lm.data import corpus_shards
 from lm.data.corpus import stages
 from lm.data.corpus.options import RESUMABLE
-from lm.data.corpus.stages import Work
+from lm.data.corpus.work import Work
 from lm.errors import InputError
 from lm.writer import atomic_write
 

@@ -12,16 +12,13 @@ once. A task writes files that are whole or not there, and is not done again onc
 """
 
 import contextlib
-import dataclasses
-import functools
-import io
 import json
 import multiprocessing
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from datatrove.data import Document
@@ -29,114 +26,16 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
 from lm.config import digest
-from lm.data import corpus_shards, files
+from lm.data import corpus_shards
 from lm.data.corpus import contamination, exact, executors, ledger, near, options, steps, words
 from lm.data.corpus.options import Options
+from lm.data.corpus.repeats import Fingerprints, Repeats
+from lm.data.corpus.work import Shard, Work, save
 from lm.data.source import Source
 from lm.errors import InputError
 from lm.writer import atomic_write
 
 VERSION = 1  # Of the corpus' files.
-_PACKED = 4  # Packed files are about so many times as large when unpacked.
-
-
-class Shard(NamedTuple):
-    """What one task reads: a whole source, or some of its files.
-
-    Attributes:
-        source: its name.
-        spec: as in the config.
-        paths: the files; none where the source has none that could be read alone.
-        stamp: a JSON value that is another when what is read is: sizes and times of files.
-    """
-
-    source: str
-    spec: str
-    paths: tuple[str, ...]
-    stamp: Any
-
-
-def plan(chosen: Options) -> list[Shard]:
-    """Returns the shards of all sources, in their order.
-
-    Raises:
-        InputError: a source cannot be read.
-    """
-    found = []
-    least = chosen.run.shard_mb * 1_000_000
-    specs = {text.partition('=')[0]: text.partition('=')[2] for text in chosen.sources}
-    for name, source in options.named(chosen.sources, chosen, 'config.sources').items():
-        if not (source.part.is_all and source.paths):
-            found.append(Shard(name, specs[name], (), _stamp(source)))
-            continue
-        paths, weight = [], 0.0
-        for path in source.paths:
-            paths.append(path)
-            weight += path.stat().st_size * (_PACKED if path.suffix in files.UNPACKERS else 1)
-            if weight >= least or path == source.paths[-1]:
-                stamp = [_stamp_of(path) for path in paths]
-                found.append(Shard(name, specs[name], tuple(map(str, paths)), stamp))
-                paths, weight = [], 0.0
-    return found
-
-
-def evaluation(chosen: Options) -> dict[str, Any]:
-    """Returns a JSON value for each evaluation set, which is another when the set is.
-
-    Raises:
-        InputError: one cannot be read.
-    """
-    place = 'config.contamination.evaluation'
-    sets = options.named(chosen.contamination.evaluation, chosen, place)
-    return {name: _stamp(source) for name, source in sets.items()}
-
-
-def _stamp(source: Source) -> Any:
-    if source.paths:
-        return [_stamp_of(path) for path in source.paths]
-    return source.identity()
-
-
-def _stamp_of(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Where everything is; what all tasks of a corpus share.
-
-    Attributes:
-        folder: of the corpus.
-        options: what is made.
-        shards: what of.
-        evaluation: of each evaluation set what says whether it has changed.
-    """
-
-    folder: Path
-    options: Options
-    shards: tuple[Shard, ...]
-    evaluation: dict[str, Any]
-
-    def path(self, *parts: str) -> Path:
-        """Returns a path in the folder of intermediate files."""
-        return self.folder.joinpath('.work', *parts)
-
-    def cleaned(self, shard: int) -> Path:
-        return self.path('clean', f'{shard:05d}.jsonl.zst')
-
-    def notes(self, stage: str, shard: int) -> Path:
-        return self.path('notes', stage, f'{shard:05d}.json')
-
-    @functools.cached_property
-    def format(self) -> corpus_shards.Format:
-        return corpus_shards.FORMATS[self.options.output.format]
-
-    def ledger(self, stage: str) -> ledger.Ledger:
-        """Returns the account of a stage over all shards."""
-        paths = (self.notes(stage, shard) for shard in range(len(self.shards)))
-        return ledger.read(paths, self.options.report.examples)
-
 
 executors.log_to_files_only()  # In each process that does a task.
 
@@ -200,7 +99,7 @@ class Clean(Stage):
         last = ['contamination'] * (index is not None)
         for name in ('reading', *(step.name for step in every), *last, 'hashing'):
             account.step(name)  # In this order, whatever a shard's sources are.
-        prints = _Fingerprints(chosen)
+        prints = Fingerprints(chosen)
         output = work.cleaned(rank)
         output.parent.mkdir(parents=True, exist_ok=True)
         with corpus_shards.JsonlWriter(output) as writer:
@@ -286,48 +185,6 @@ def _became(record: corpus_shards.Json) -> str:
     return 'restored' if same else 'kept, not restored'
 
 
-class _Fingerprints:
-    """Hashes of a shard's documents, by which they are compared with others."""
-
-    def __init__(self, chosen: Options) -> None:
-        self._options = chosen.duplicates
-        self._needs_words = bool(chosen.duplicates.near or chosen.contamination.evaluation)
-        self._known: dict[str, int] = {}
-        self._parts = {level: bytearray() for level in exact.levels(chosen.duplicates)}
-        self._minhash = near.Signatures(chosen.duplicates) if chosen.duplicates.near else None
-        self._signatures = bytearray()
-        self._documents = 0
-
-    def words(self, text: str, account: ledger.Ledger) -> np.ndarray:
-        """Returns the hashes of a text's words, uint64; none where nothing needs them."""
-        begun = time.perf_counter()
-        hashed = words.hashes(words.normal(text) if self._needs_words else (), self._known)
-        account.step('hashing')['seconds'] += time.perf_counter() - begun
-        return hashed
-
-    def add(self, text: str, hashed: np.ndarray, account: ledger.Ledger) -> None:
-        """Takes in the next document that is kept."""
-        begun = time.perf_counter()
-        for level, parts in self._parts.items():
-            least = self._options.min_characters
-            found = list(exact.hashes(text, self._documents, level, least))
-            parts += np.array(found, exact.HASHED).tobytes()
-        if self._minhash:
-            self._signatures += self._minhash.of(hashed).tobytes()
-        self._documents += 1
-        account.note('hashing', text, text, '', begun)
-
-    def write(self, work: Work, rank: int) -> None:
-        for level, parts in self._parts.items():
-            every = np.sort(np.frombuffer(parts, exact.HASHED))
-            _save(work.path('hashes', level, f'{rank:05d}.npy'), every)
-        if self._minhash:
-            width = self._options.bands * self._options.rows
-            signatures = np.frombuffer(self._signatures, np.uint32).reshape(-1, width)
-            near.write_bands(work.path('bands'), rank, signatures, self._options)
-            _save(work.path('signatures', f'{rank:05d}.npy'), signatures)
-
-
 class Exact(Stage):
     name = 'exact'
 
@@ -339,7 +196,7 @@ class Exact(Stage):
             for number in range(rank, exact.PARTITIONS, tasks):
                 parts = [exact.partition(path, number) for path in paths]
                 found = exact.find(parts, level, work.options.duplicates)
-                _save(work.path('exact', level, f'{number:03d}.npy'), found)
+                save(work.path('exact', level, f'{number:03d}.npy'), found)
 
 
 class Near(Stage):
@@ -365,7 +222,7 @@ class Groups(Stage):
         signatures = [np.load(path, mmap_mode='r') for path in files]
         similar = near.similarities(found, signatures)
         least = chosen.duplicates.near
-        _save(work.path('near.npy'), near.removed(found, signatures, least))
+        save(work.path('near.npy'), near.removed(found, signatures, least))
         pairs = near.shown(found, similar, chosen.report.pairs, least)
         counts = np.histogram(similar, np.linspace(0, 1, 51))[0].tolist()
         told = {'pairs': pairs, 'histogram': counts}
@@ -378,7 +235,7 @@ class Write(Stage):
     def task(self, rank: int, tasks: int) -> None:
         work, chosen = self.work, self.work.options
         account = ledger.Ledger(chosen.report.examples)
-        repeats = _Repeats(work, rank)
+        repeats = Repeats(work, rank)
         written: dict[str, int] = {}
         with contextlib.ExitStack() as shards:
             writers: dict[str, Any] = {}
@@ -421,70 +278,12 @@ class Manifest(Stage):
         atomic_write(work.folder / corpus_shards.MANIFEST, json.dumps(made, indent=1))
 
 
-class _Repeats:
-    """What of a shard occurred before."""
-
-    def __init__(self, work: Work, rank: int) -> None:
-        self._options = work.options
-        self._removed: dict[str, dict[int, set[int]]] = {}
-        for level in exact.levels(work.options.duplicates):
-            parts: dict[int, set[int]] = {}
-            for path in sorted(work.path('exact', level).glob('*.npy')):
-                found = np.load(path, mmap_mode='r')
-                low, high = np.searchsorted(found['shard'], [rank, rank + 1])
-                for _, document, part in found[low:high].tolist():
-                    parts.setdefault(document, set()).add(part)
-            self._removed[level] = parts
-        self._near: set[int] = set()
-        if work.options.duplicates.near:
-            found = np.load(work.path('near.npy'))
-            low, high = np.searchsorted(
-                found, np.array([rank, rank + 1], np.uint64) << np.uint64(32)
-            )
-            self._near = set((found[low:high] & np.uint64(0xFFFFFFFF)).tolist())
-
-    def judge(self, number: int, record: corpus_shards.Json, account: ledger.Ledger) -> str:
-        """Takes repeated parts out of a record; returns the step that drops it, '' if none does."""
-        before, begun = record['text'], time.perf_counter()
-        if 'document' in self._removed:
-            again = number in self._removed['document']
-            account.note('exact duplicates', before, before, 'seen before' * again, begun)
-            if again:
-                return 'exact duplicates'
-        if self._options.duplicates.near:
-            again = number in self._near
-            account.note('near duplicates', before, before, 'seen before' * again, begun)
-            if again:
-                return 'near duplicates'
-        if len(self._removed) > ('document' in self._removed):
-            text = self._without_parts(number, before)
-            least = self._options.clean.min_words
-            gone = text is not before and words.count(text) < max(1, least)
-            account.note('repeated parts', before, text, 'little is left' * gone, begun)
-            record['text'] = text
-            if gone:
-                return 'repeated parts'
-        return ''
-
-    def _without_parts(self, number: int, text: str) -> str:
-        paragraphs, lines = (
-            self._removed.get(level, {}).get(number, set()) for level in ('paragraph', 'line')
-        )
-        return exact.without(text, paragraphs, lines) if paragraphs or lines else text
-
-
 def split_of(name: str, split: options.Split) -> str:
     """Returns the split of a document by its id: the same whatever else is in the corpus."""
     place = int(digest([name, split.salt])[:13], 16) / 16**13
     if place < split.valid:
         return 'valid'
     return 'test' if place < split.valid + split.test else 'train'
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    data = io.BytesIO()
-    np.save(data, values)
-    atomic_write(path, data.getvalue())
 
 
 def _write_notes(path: Path, account: ledger.Ledger, **more: Any) -> None:
