@@ -216,13 +216,14 @@ class Groups(Stage):
     def task(self, rank: int, tasks: int) -> None:
         work, chosen = self.work, self.work.options
         found = near.pairs(work.path('pairs'))
-        exactly = [np.load(path) for path in sorted(work.path('exact', 'document').glob('*.npy'))]
-        found = near.without(found, np.concatenate([*exactly, np.zeros(0, exact.REMOVED)]))
         files = (work.path('signatures', f'{shard:05d}.npy') for shard in range(len(work.shards)))
         signatures = [np.load(path, mmap_mode='r') for path in files]
-        similar = near.similarities(found, signatures)
         least = chosen.duplicates.near
         save(work.path('near.npy'), near.removed(found, signatures, least))
+        # Exact duplicates have led to others, and are no news by themselves.
+        exactly = [np.load(path) for path in sorted(work.path('exact', 'document').glob('*.npy'))]
+        found = near.without(found, np.concatenate([*exactly, np.zeros(0, exact.REMOVED)]))
+        similar = near.similarities(found, signatures)
         pairs = near.shown(found, similar, chosen.report.pairs, least)
         counts = np.histogram(similar, np.linspace(0, 1, 51))[0].tolist()
         told = {'pairs': pairs, 'histogram': counts}

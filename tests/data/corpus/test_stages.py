@@ -116,6 +116,16 @@ def test_repeated_parts_leave_the_text(tmp_path):
     assert set(boilerplate) == set(own)
 
 
+def test_a_near_copy_is_found_beside_an_exact_one(tmp_path):
+    text = prose(1, 40)
+    near = text.replace('river', 'brook', 3)
+    lines = [json.dumps({'text': one}) for one in (text, f'{text}\n', near, f'{near} ', near)]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(lines) + '\n')
+    chosen = corpus.get_config('base', sources=(f'a=jsonl:{tmp_path}/a.jsonl',), run={'tasks': 1})
+    corpus.build(chosen, tmp_path / 'out', print)
+    assert [record['text'] for record in records(tmp_path / 'out')] == [text]
+
+
 def test_splits_stay_when_the_corpus_grows(raw, tmp_path):
     def splits(name):
         corpus.build(config(raw), tmp_path / name, print)
