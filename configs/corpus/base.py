@@ -118,7 +118,7 @@ def get_config() -> ConfigDict:
             'tasks': 0,  # int. So many at once. 0 = one a core.
             # float, MB on disk. Files are put together to shards of at least this size; none is cut.
             'shard_mb': 32.0,
-            'keep_work': False,  # bool. Keep what was made on the way, in the folder `work`.
+            'keep_work': False,  # bool. Keep what was made on the way, in the folder `.work`.
             # dict. Further arguments of datatrove's executor, by name: {'time': '10:00:00', 'partition':
             # 'cpu'} for slurm.
             'options': ConfigDict(),
