@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 # What `python -m lm.corpus` is made with, by datatrove's executors.
 CORPUS = [
     'datatrove[processing]>=0.10,<0.11',
+    'lxml_html_clean>=0.4',  # trafilatura's own dependencies ask for it by a name that pip may miss.
     'py3langid>=0.4',  # Languages; its model comes with it.
     'warcio>=1.7',
 ]

@@ -203,11 +203,21 @@ class Near(Stage):
     name = 'near'
 
     def task(self, rank: int, tasks: int) -> None:
+        _open_many_files()
         config = near.config(self.work.options.duplicates)
         bands, pairs = self.work.path('bands'), self.work.path('pairs')
         search = MinhashDedupBuckets(str(bands), str(pairs), config=config, lines_to_buffer=1000)
         for band in range(rank, config.num_buckets, tasks):
             search.run(None, band, config.num_buckets)
+
+
+def _open_many_files() -> None:
+    """Lets this process open as many files as the system allows it: the search opens one a shard."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Groups(Stage):
