@@ -145,7 +145,9 @@ def write(
             label = f'{done:,} to {done + len(chunk):,} of {total:,}'
             made = _translated(model, chunk, how, label, (used.seed, done))
             if back:
-                made = _translated(back, made, how, f'{label}, back', (used.seed, done, 1))
+                again = _translated(back, made, how, f'{label}, back', (used.seed, done, 1))
+                # Of nothing a model would write something.
+                made = [b if a.strip() else '' for a, b in zip(made, again, strict=True)]
             if chosen.noise:
                 seeds = ((used.seed, done + i) for i in range(len(chunk)))
                 made = [

@@ -19,7 +19,7 @@ from lm.words_tokenizer import CHINESE_OR_JAPANESE, split
 
 _BLOCK = 1 << 20  # Characters that are encoded at once.
 _IDEOGRAPHS = ''.join(f'{chr(r.start)}-{chr(r.stop - 1)}' for r in CHINESE_OR_JAPANESE)
-_SPACED = re.compile(f'[{_IDEOGRAPHS}]|[^\\s{_IDEOGRAPHS}]+')
+_SPACED = re.compile(f'(?!\\s)[{_IDEOGRAPHS}]|[^\\s{_IDEOGRAPHS}]+')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

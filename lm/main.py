@@ -391,7 +391,7 @@ def _vocabulary() -> None:
         raise InputError(
             "--mode=vocabulary measures a run's tokenizer as it is: leave --config out."
         )
-    if not all(size.isdigit() for size in _SIZES.value or ()):
+    if not all(size.isascii() and size.isdigit() for size in _SIZES.value or ()):
         raise InputError(f'--sizes = {",".join(_SIZES.value)} are no sizes, such as 4096,16384.')
     config = ConfigDict(read_config(_workdir())) if _WORKDIR.value else _CONFIG.value or load(_BASE)
     sizes = None if _SIZES.value is None else tuple(map(int, _SIZES.value))

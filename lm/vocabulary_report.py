@@ -19,7 +19,7 @@ from lm.data import source
 from lm.data.source import Source
 from lm.errors import InputError
 from lm.fertility import Counts
-from lm.run import train_tokenizer
+from lm.run import split_sources, train_tokenizer
 from lm.tokenizer import Tokenizer, WrongSize
 from lm.tokenizer_base import parts_of, spread
 
@@ -84,6 +84,8 @@ def report(
     """
     named = [_named(text, config.data) for text in options.sources] or _of_config(config)
     sources = [_Source(name, languages, source.parse(*of)) for name, languages, *of in named]
+    if not sources:
+        raise InputError('there is no text to measure: name some by --source=en=text:a.txt.')
     for one in sources:
         one.check()
     others = _others(options.compare)
@@ -163,8 +165,8 @@ def _of_config(config: Config) -> list[tuple[str, list[str], str, DataConfig]]:
     return [
         (f'{name} {split}'.strip(), [''], spec, part.data)
         for name, part in configs.tasks(config).items()
-        for split in ('train', 'valid', 'test')
-        if (spec := getattr(part.data, split))
+        for split, spec in split_sources(part.data).items()
+        if spec
     ]
 
 

@@ -125,6 +125,19 @@ def with_tokenizer(**changes):
     return configs.parse(config)
 
 
+def test_of_corpora(folder, tmp_path, no_charts):
+    config = configs.load('base')
+    config.tokenizer.update({'kind': 'words', 'vocab_size': 500})
+    config.data.update({'train': '', 'valid': '', 'test': ''})
+    with config.data.unlocked():
+        config.data.corpora = {
+            'one': {'source': f'text:{folder}/en.txt'},
+            'two': {'source': f'text:{folder}/zh.txt'},
+        }
+    found = report(tmp_path, configs.parse(config), sizes=[])
+    assert [*found['sources']] == ['train one', 'train two']
+
+
 def test_of_a_config(folder, tmp_path, no_charts):
     config = configs.load('base')
     config.tokenizer.update({'kind': 'words', 'vocab_size': 500, 'symbols': ('<BT>',)})

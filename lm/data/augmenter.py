@@ -128,7 +128,10 @@ def _needs(data: DataConfig) -> dict[str, str]:
 
 
 def _blank(tokenizer: Tokenizer, vocabulary: Vocabulary) -> int:
-    return vocabulary.mask if tokenizer.specials.unk < 0 else tokenizer.specials.unk
+    """Returns UNK, or the mask: where UNK also ends texts, as GPT-2's does, it would end them anywhere."""
+    special = tokenizer.specials
+    unknown = -1 if special.unk in (special.bos, special.eos, special.pad) else special.unk
+    return vocabulary.mask if unknown < 0 else unknown
 
 
 def _frequencies(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -177,6 +180,8 @@ def nearest_of(embedding: np.ndarray, ids: np.ndarray) -> np.ndarray:
         cosines = vectors[start : start + _ROWS] @ vectors.T
         rows = np.arange(len(cosines))
         cosines[rows, start + rows] = -np.inf
-        order = np.argsort(-cosines, axis=1, kind='stable')[:, :most]
-        near[ids[start : start + _ROWS]] = ids[order]
+        order = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+        order.sort(axis=1)  # What is as near as another comes by its id.
+        best = np.argsort(-np.take_along_axis(cosines, order, 1), axis=1, kind='stable')
+        near[ids[start : start + _ROWS]] = ids[np.take_along_axis(order, best, 1)]
     return near

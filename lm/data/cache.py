@@ -101,7 +101,9 @@ def _make(folder: Path, job: Job) -> None:
     try:
         _write_all(work, job, known, bad)
     except InputError:
-        if work != folder:  # The next try is of another source, and has another folder.
+        if work != folder and not dict(
+            _finished(work)
+        ):  # Nothing that a next try could go on with.
             shutil.rmtree(work, ignore_errors=True)
         raise
     if work != folder:

@@ -57,9 +57,11 @@ def content(path: Path) -> str:
 
 
 def contents(paths: Sequence[Path]) -> list[str]:
-    """Returns `content` of each file; several are read at a time."""
+    """Returns `content` of each file, and how it is unpacked; several are read at a time."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return list(pool.map(content, paths))
+        found = list(pool.map(content, paths))
+    packed = (path.suffix if path.suffix in UNPACKERS else '' for path in paths)
+    return [digest + end for digest, end in zip(found, packed, strict=True)]
 
 
 def beside(path: Path, name: str) -> Path | None:

@@ -23,6 +23,7 @@ from lm.tokenizer import SentencePiece
 _SPACE = '\u2581'  # What sentencepiece writes for a space.
 _KEPT = 1 << 16  # Words whose segmentations are kept.
 _NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
+_LONGEST = 32  # Characters of a word.
 
 
 class Piece(NamedTuple):
@@ -82,13 +83,16 @@ class Words:
         return np.array(made, np.int32)
 
     def _words(self, ids: list[int]) -> list[tuple[str, list[int]]]:
-        """Returns the words and their ids; what is no part of a word has the text ''."""
+        """Returns the words and their ids; what is no part of a word has the text ''.
+
+        Text without spaces is cut after `_LONGEST` characters: a segmentation costs their square.
+        """
         found: list[tuple[str, list[int]]] = []
         goes_on = False
         for token in ids:
             text = self._texts.get(token, '')
             begins = text.startswith(_SPACE) and not (found and found[-1][0].endswith(_SPACE))
-            if text and goes_on and not begins:
+            if text and goes_on and not begins and len(found[-1][0]) < _LONGEST:
                 word, before = found[-1]
                 found[-1] = word + text, [*before, token]
             else:

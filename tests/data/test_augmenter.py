@@ -299,9 +299,10 @@ def test_what_does_not_go_together(kind, changes, message, config_data):
         augmenter.check(data, text, vocabulary.build(text, SPEC))
 
 
-def test_without_an_unk_the_mask_is_written(data):
+@pytest.mark.parametrize('unk', [-1, EOS])  # GPT-2's UNK is its EOS.
+def test_without_an_unk_the_mask_is_written(unk, data):
     text = Bytes()
-    text.specials = Specials(unk=-1)
+    text.specials = Specials(unk=unk)
     ids = vocabulary.build(text, dataclasses.replace(SPEC, mask=True))
     split = features.from_texts(['abc'], text)
     own = augmenter.build(dataclasses.replace(data, augment=('drop 1',)), text, ids, split)

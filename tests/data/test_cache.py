@@ -82,6 +82,25 @@ def test_shards_are_bounded_and_hold_the_documents(config_data, encoded):
     assert [split.label_names[label] for label in split.labels] == LABELS
 
 
+def test_a_source_that_fails_once_costs_no_finished_shard(config_data):
+    whole = make()
+
+    def failing():
+        yield from list(whole.read())[:3]
+        raise InputError("'a.txt' cannot be read: Input/output error.")
+
+    broken = dataclasses.replace(whole, read=failing)
+    with pytest.raises(InputError, match='Input/output error'):
+        features.tokenize(broken, tokenizer.Bytes(), config_data, 'train')
+    (work,) = features.cache_dir(config_data).glob('*.partial')
+    first = next(work.glob(f'00000{shards.form().suffix}')).stat().st_mtime_ns
+    split, folder = tokenize(config_data)
+    assert (folder / f'00000{shards.form().suffix}').stat().st_mtime_ns == first
+    assert [split.document(i)[1:-1].tolist() for i in range(5)] == [
+        tokenizer.Bytes().encode(text).tolist() for text in TEXTS
+    ]
+
+
 def test_workers_change_no_byte(config_data):
     made = []
     for workers in (1, 2, 8):
@@ -234,15 +253,26 @@ def test_who_waits_for_another_says_so(config_data, monkeypatch, capsys):
     assert 'another process tokenizes train; waiting for it' in capsys.readouterr().err
 
 
-def test_a_source_that_fails_leaves_nothing(config_data):
+def test_a_source_that_fails_at_once_leaves_nothing(config_data):
+    def read():
+        yield Document('one')
+        raise InputError("'a.txt' is damaged.")
+
+    made = dataclasses.replace(make(), read=read)
+    with pytest.raises(InputError, match='is damaged'):
+        features.tokenize(made, tokenizer.Bytes(), config_data, 'train')
+    assert [path.name for path in features.cache_dir(config_data).iterdir()] == ['locks']
+
+
+def test_labels_of_some_texts_are_none(config_data):
     def read():
         yield Document('a' * 200, label='x')
         yield Document('b')
 
-    made = dataclasses.replace(make(), read=read)
     with pytest.raises(InputError, match='labels for some of its texts only'):
-        features.tokenize(made, tokenizer.Bytes(), config_data, 'train')
-    assert [path.name for path in features.cache_dir(config_data).iterdir()] == ['locks']
+        features.tokenize(
+            dataclasses.replace(make(), read=read), tokenizer.Bytes(), config_data, 'train'
+        )
 
 
 def test_elsewhere_than_on_linux_shards_are_plain_files(config_data, monkeypatch):

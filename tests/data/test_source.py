@@ -34,6 +34,16 @@ def test_what_a_document_is(folder, config_data):
         assert read(spec, config_data, document='paragraph') == ['one\ntwo words', 'three']
 
 
+def test_how_a_file_is_unpacked_is_part_of_what_it_is(folder, config_data):
+    packed = folder / 'b.txt.gz'
+    plain = folder / 'b'
+    plain.write_bytes(packed.read_bytes())
+    one, other = (
+        source.parse(f'text:{path}', config_data).fingerprint() for path in (packed, plain)
+    )
+    assert one != other
+
+
 def test_globs_are_sorted_and_sliced(folder, config_data):
     one = (folder / 'a.txt').read_bytes().decode()
     assert read(f'text:{folder}/*.txt*', config_data) == [one] * 3

@@ -115,6 +115,20 @@ def test_merges_go_from_the_first_rank_on_and_from_the_left():
     assert cut(words.draw('abcab', rng, 1.0)) == 'a b c a b'
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_text_without_spaces_is_cut_into_words(kind):
+    made = make(kind)
+    words = KINDS[kind][0](pieces_of(made))
+    text = ''.join(TEXT[:3000].split())
+    ids = made.encode(text)
+    found = words._words(ids.tolist())
+    assert [token for _, tokens in found for token in tokens] == ids.tolist()
+    assert 30 < max(len(word) for word, _ in found) < 64
+    assert (
+        made.decode(words.resegmented(ids, np.random.default_rng(0), 1.0, KINDS[kind][1])) == text
+    )
+
+
 @pytest.mark.parametrize('words', [Unigram(PIECES), Bpe(PIECES)], ids=['unigram', 'bpe'])
 def test_a_word_that_pieces_cannot_write_stays(words):
     assert words.draw('abd', np.random.default_rng(0), 0.5) is None
