@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import page, predictions
+from lm import page, predictions, tokenizer
 from lm.config import flatten, tasks_as_dicts
 from lm.errors import InputError, nearest
 from lm.objectives import OBJECTIVES, loss_of_tokens
@@ -128,9 +128,9 @@ def _labels(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> list[
 
 def _tokenizer(folder: Path, run: Mapping[str, Any]) -> str:
     """Returns what stands for the run's tokenizer: its file, or what it was made from."""
-    path = folder / 'tokenizer.model'
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in tokenizer.FILES:
+        if (path := folder / name).is_file():
+            return hashlib.sha256(path.read_bytes()).hexdigest()
     data = run['config']['data']
     sources = [corpus['source'] for corpus in data.get('corpora', {}).values()]
     return json.dumps([run['config']['tokenizer'], data['train'], *sources])

@@ -364,6 +364,16 @@ def _check_corpora(config: Config) -> None:
                 f"{place}.train = '{data.train}' and {place}.corpora both say what is trained on: set "
                 f"{place}.train = ''."
             )
+        if data.rates != 'fixed' and not found:
+            raise InputError(
+                f"{place}.rates = '{data.rates}' is of {place}.corpora, and none is named."
+            )
+        for name, corpus in found.items():
+            if corpus.final_weight != corpus.weight and data.rates != 'scheduled':
+                raise InputError(
+                    f"{place}.corpora.{name}.final_weight is of {place}.rates = 'scheduled', and that is "
+                    f"'{data.rates}'."
+                )
         counted = data.rates == 'scheduled' or any(corpus.epochs for corpus in found.values())
         if task and found and counted and config.multitask.mode == 'alternating':
             raise InputError(

@@ -227,6 +227,14 @@ def with_tasks(config, **multitask):
         ),
         (lambda c: c.data.corpora.sea.update(weight=-1), 'config.data.corpora.sea.weight = -1'),
         (
+            lambda c: c.data.corpora.sea.update(weight=2.0, final_weight=1.0),
+            "config.data.corpora.sea.final_weight is of config.data.rates = 'scheduled', and that is 'fixed'",
+        ),
+        (
+            lambda c: c.data.update(corpora={}, train='text:x', rates='proportional'),
+            "config.data.rates = 'proportional' is of config.data.corpora, and none is named.",
+        ),
+        (
             lambda c: with_tasks(c).data.update(train='text:x'),
             'config.tasks.only.data.corpora both say what is trained on',
         ),

@@ -15,6 +15,7 @@ from lm import config as configs
 from lm import environment, page, plots, predictions, report
 from lm.config import LogConfig
 from lm.errors import InputError
+from lm.tokenizer import FILES
 from lm.writer import MetricsWriter
 
 pytestmark = pytest.mark.usefixtures('two_devices')
@@ -520,12 +521,13 @@ def test_losses_of_other_mixtures_are_in_no_figure(tmp_path, changes, validation
     assert 'nats per token' not in markup
 
 
-def test_a_tokenizer_is_known_by_its_file(tmp_path):
+@pytest.mark.parametrize('name', FILES)
+def test_a_tokenizer_is_known_by_its_file(name, tmp_path):
     a, b = write_run(tmp_path / 'a'), write_run(tmp_path / 'b', config={'data.train': 'text:x'})
     for folder in (a, b):
-        (folder / 'tokenizer.model').write_bytes(b'same')
+        (folder / name).write_bytes(b'same')
     assert 'tokenizers differ' not in report.compare([a, b], tmp_path / 'out')
-    (b / 'tokenizer.model').write_bytes(b'other')
+    (b / name).write_bytes(b'other')
     assert 'tokenizers differ' in report.compare([a, b], tmp_path / 'out')
 
 
