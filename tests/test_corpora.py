@@ -228,10 +228,13 @@ def with_tasks(config, **multitask):
         (lambda c: c.data.corpora.sea.update(weight=-1), 'config.data.corpora.sea.weight = -1'),
         (
             lambda c: c.data.corpora.sea.update(weight=2.0, final_weight=1.0),
-            "config.data.corpora.sea.final_weight is of config.data.rates = 'scheduled', and that is 'fixed'",
+            "config.data.corpora.sea.final_weight is of config.data.rates = 'scheduled', and that",
         ),
         (
-            lambda c: c.data.update(corpora={}, train='text:x', rates='proportional'),
+            lambda c: (
+                setattr(c.data, 'corpora', ConfigDict()),
+                c.data.update(rates='proportional'),
+            ),
             "config.data.rates = 'proportional' is of config.data.corpora, and none is named.",
         ),
         (
