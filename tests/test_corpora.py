@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import lm
 from lm import config as configs
