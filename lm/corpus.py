@@ -89,7 +89,7 @@ def _make_vocabulary(work: Any, say: Callable[[str], None]) -> None:
     except InputError as error:  # It names the key of a run's config.
         told = str(error).replace('config.tokenizer.vocab_size', 'config.vocabulary.size')
         raise InputError(
-            f'{told} The corpus itself is made; the same command makes the rest.'
+            f'{told} The corpus itself is made; with that size the same command makes the rest.'
         ) from None
     atomic_write(told, json.dumps(made))
     say(f'Vocabulary: {output / "report.html"}')
