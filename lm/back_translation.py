@@ -28,7 +28,7 @@ from lm.config import EvalConfig
 from lm.data import source
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel, load
-from lm.words_tokenizer import CHINESE_OR_JAPANESE
+from lm.words_tokenizer import SPACED
 from lm.writer import atomic_write
 
 # Texts that are translated together, and kept when the next ones are interrupted.
@@ -36,8 +36,6 @@ _CHUNK = 1024
 # Of `noised`: the part of words that is dropped, and blanked; the places that a word may move.
 _DROPPED, _BLANKED, _FARTHEST = 0.1, 0.1, 3
 BLANK = '<BLANK>'
-_IDEOGRAPHS = ''.join(f'{chr(r.start)}-{chr(r.stop - 1)}' for r in CHINESE_OR_JAPANESE)
-_WORD = re.compile(rf'(?!\s)[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+')
 
 
 class Method(NamedTuple):
@@ -178,8 +176,8 @@ def noised(text: str, rng: np.random.Generator) -> str:
     >>> noised('eine Frau sitzt auf einer Bank im Park', np.random.default_rng(0))
     'Frau sitzt eine einer im Park'
     """
-    words = _WORD.findall(text)
-    gaps = _WORD.split(text)  # One more.
+    words = SPACED.findall(text)
+    gaps = SPACED.split(text)  # One more.
     count = len(words)
     if not count:
         return text

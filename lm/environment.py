@@ -37,15 +37,18 @@ def host(packages: Iterable[str]) -> dict[str, Any]:
     """Returns processor, versions of packages, commit and command, without JAX. Never raises."""
     return {
         'cpu': _cpu(),
-        'cores': len(os.sched_getaffinity(0))
-        if hasattr(os, 'sched_getaffinity')
-        else os.cpu_count(),
+        'cores': cores(),
         'platform': platform.platform(),
         'python': platform.python_version(),
         **{package: _version(package) for package in packages},
         **_commit(Path(__file__).resolve().parent.parent),
         'command': shlex.join([Path(sys.executable or 'python').name, *sys.orig_argv[1:]]),
     }
+
+
+def cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _cpu() -> str:

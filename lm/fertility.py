@@ -8,18 +8,15 @@ counted too: 'mat.' is one of those, as in word perplexity, and two of the other
 
 import collections
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lm.tokenizer_base import Tokenizer
-from lm.words_tokenizer import CHINESE_OR_JAPANESE, split
+from lm.words_tokenizer import SPACED, split
 
 _BLOCK = 1 << 20  # Characters that are encoded at once.
-_IDEOGRAPHS = ''.join(f'{chr(r.start)}-{chr(r.stop - 1)}' for r in CHINESE_OR_JAPANESE)
-_SPACED = re.compile(f'(?!\\s)[{_IDEOGRAPHS}]|[^\\s{_IDEOGRAPHS}]+')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +58,7 @@ def count(tokenizer: Tokenizer, texts: Iterable[str]) -> Counts:
             words.update(split(text))
             characters.update(text)
             totals.update(length=len(text), bytes=len(text.encode()))
-            totals.update(texts=1, spaced=len(_SPACED.findall(text)))
+            totals.update(texts=1, spaced=len(SPACED.findall(text)))
     for counter in (words, characters):
         for blank in [key for key in counter if key.isspace()]:
             del counter[blank]

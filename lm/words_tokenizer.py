@@ -26,6 +26,9 @@ from lm.tokenizer_base import (
 
 # Radicals, kana and ideographs; compatibility forms; the further planes.
 CHINESE_OR_JAPANESE = (range(0x2E80, 0xA000), range(0xF900, 0xFB00), range(0x20000, 0x40000))
+_RANGES = ''.join(f'{chr(r.start)}-{chr(r.stop - 1)}' for r in CHINESE_OR_JAPANESE)
+# What stands between white space; each of those characters by itself.
+SPACED = re.compile(rf'(?!\s)[{_RANGES}]|[^\s{_RANGES}]+')
 
 
 def split(text: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
@@ -148,11 +147,6 @@ def in_order(make: Callable[[Item], Made], items: Iterable[Item], workers: int) 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def cores() -> int:
-    """Returns the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 # --- what stands beside the tokens ---------------------------------------------------------------

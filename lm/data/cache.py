@@ -32,6 +32,7 @@ from lm.config import digest
 from lm.data import blocks, shards
 from lm.data.shards import Shard
 from lm.data.source import Source
+from lm.environment import cores
 from lm.errors import InputError
 from lm.tokenizer import Tokenizer
 
@@ -187,7 +188,7 @@ def _shards(
         return shard, None if shard in kept else encode(item[1])
 
     items = enumerate(blocks.cut(documents, job.tokenizer.splits_at_newlines))
-    made = blocks.in_order(work, items, job.workers or blocks.cores())
+    made = blocks.in_order(work, items, job.workers or cores())
     with _progress(f'tokenize {job.label}') as bar:
         for number, group in itertools.groupby(made, key=lambda item: item[0]):
             parts = []
@@ -263,7 +264,7 @@ def _damaged(folder: Path, files: Mapping[str, tuple[int, str]], job: Job) -> di
 
     bad = {}
     with _progress(f'check {job.label}') as bar:
-        for name, size, what in blocks.in_order(look, files.items(), blocks.cores()):
+        for name, size, what in blocks.in_order(look, files.items(), cores()):
             bar.update(size)
             if what:
                 bad[name] = what

@@ -52,6 +52,9 @@ def build(
 ) -> 'Work | None':
     """Makes a corpus, or goes on with it where it was stopped.
 
+    With several tasks at once it begins processes: a script that calls it does so below
+    `if __name__ == '__main__':`.
+
     Args:
         config: what to make.
         folder: where; `train`, `valid` and `test` will hold shards, and `corpus.json` names them.

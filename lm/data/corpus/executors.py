@@ -20,6 +20,7 @@ from datatrove.utils import logging as datatrove_logging
 from loguru import logger
 
 from lm.data.corpus.options import Run
+from lm.environment import cores
 from lm.errors import InputError, RunStopped
 
 
@@ -120,11 +121,6 @@ EXECUTORS: dict[str, Callable[..., PipelineExecutor]] = {
     'ray': _ray,
     'slurm': _slurm,
 }
-
-
-def cores() -> int:
-    """Returns the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def run_all(

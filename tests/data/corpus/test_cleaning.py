@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 from corpus_texts import prose
 from datatrove.data import Document
 
+from lm import config as configs
 from lm.data.corpus import steps
+from lm.data.corpus.options import Options
 from lm.errors import InputError
 
+FOLDER = Path(__file__).parents[3] / 'configs' / 'corpus'
+CONFIGS = [path for path in sorted(FOLDER.glob('*.py')) if path.stem != '__init__']
 CHINESE = (
     '布洛涅森林是法国巴黎城西边的一片森林，面积八平方公里，南北最长处三公里，由巴黎市政府管辖。'
     '林内道路纵横交错，树木郁郁葱葱，西边是向北流的塞纳河，东边是巴黎的富人区，每逢节日游人如织。'
@@ -133,6 +139,12 @@ def test_what_is_not_known_is_named(options):
     ):
         with pytest.raises(InputError, match=message):
             steps.build(options(clean=clean))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_has_all_keys_and_steps_that_there_are(path):
+    found = configs.typed(Options, configs.load(path).to_dict())
+    assert steps.build(found)
 
 
 def test_a_filter_of_one_source(options):
