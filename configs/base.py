@@ -345,6 +345,14 @@ def get_config() -> ConfigDict:
             'fsdp': 1,  # int. As `data`, with parameters and optimizer state sharded too.
             'tensor': 1,  # int. Heads, MLP width and vocabulary are split.
             'sequence': 1,  # int. Positions are split.
+            'expert': 1,  # int. As `data`, with each layer's experts split (config.model.experts).
+            'stage': 1,  # int. Layers are split: a pipeline.
+            # int. Parts of the devices with a slower network between them: of a TPU pod, slices. 0 = as
+            # the devices say.
+            'slices': 0,
+            # str: data | stage | fsdp. The axis that joins them; all others stay inside of one. '' = the
+            # first that they divide.
+            'across': '',
         }
     )
 

@@ -177,12 +177,16 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the device mesh's axes."""
+    """Sizes of the device mesh's axes, and how slices are joined."""
 
     data: int
     fsdp: int
     tensor: int
     sequence: int
+    expert: int
+    stage: int
+    slices: int
+    across: str
 
 
 @dataclasses.dataclass(frozen=True)

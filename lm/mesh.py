@@ -1,8 +1,11 @@
 """The device mesh: how rows, positions and parameters are laid over devices.
 
-Four axes: `data` and `fsdp` split the rows of a batch, `fsdp` and `tensor` split parameters, `sequence`
-splits positions. A parameter's layout comes from the first of `PARAMETER_RULES` whose expression is found
-in its path; a parameter that no rule covers is an error, so that none is replicated by oversight.
+Six axes: `data`, `fsdp` and `expert` split the rows of a batch, `fsdp` and `tensor` split parameters,
+`expert` those of experts, `stage` the layers, and `sequence` positions. Devices of the outer axes are far
+apart, those of the inner ones near. Several slices of a pod are joined by one of the outer axes.
+
+A parameter's layout comes from the first of `PARAMETER_RULES` whose expression is found in its path; a
+parameter that no rule covers is an error, so that none is replicated by oversight.
 """
 
 import collections
@@ -13,16 +16,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import tree
 from lm.config import MeshConfig
-from lm.errors import InputError
+from lm.errors import InputError, lookup
 
-AXES = ('data', 'fsdp', 'tensor', 'sequence')
-ROWS = ('data', 'fsdp')
+# From the outermost, whose devices talk least, to the innermost, whose talk most.
+AXES = ('stage', 'data', 'fsdp', 'expert', 'sequence', 'tensor')
+ROWS = ('data', 'fsdp', 'expert')
+ACROSS = ('data', 'stage', 'fsdp')  # What may join slices: little is sent along them.
 
 # Path -> one mesh axis (or None) for each of the parameter's own dimensions. Layers are stacked: their
 # leading axis [N] is never split.
@@ -58,37 +63,113 @@ PARAMETER_RULES = (
 )
 
 
+def sizes(
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    expert: int = 1,
+    stage: int = 1,
+    slices: int = 0,
+    across: str = '',
+) -> MeshConfig:
+    """Returns a mesh's config in which what is not given is not split."""
+    return MeshConfig(data, fsdp, tensor, sequence, expert, stage, slices, across)
+
+
 def one_device() -> Mesh:
     """Returns the mesh of the first device alone."""
-    return make(MeshConfig(1, 1, 1, 1), jax.local_devices()[:1])
+    return make(sizes(), jax.local_devices()[:1])
 
 
 def make(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of a config over all devices.
 
+    Of several slices (of TPU pods, or of what `config.slices` says) each has its own part of one of the
+    axes `ACROSS`, so that all else stays inside of a slice.
+
     Raises:
-        InputError: the axes do not multiply to the number of devices.
+        InputError: the axes do not multiply to the number of devices, or slices do not divide them.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
-    text = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    shape = [getattr(config, axis) for axis in AXES]
+    text = ', '.join(
+        f'{axis}={size}'
+        for axis, size in zip(AXES, shape, strict=True)
+        if size != 1 or axis in ('data', 'fsdp')
+    )
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise InputError(f'config.mesh ({text}): sizes are at least 1, and only one may be -1.')
-    fixed = math.prod(size for size in sizes if size != -1)
+    fixed = math.prod(size for size in shape if size != -1)
     if not fits(config, len(devices)):
         raise InputError(
-            f'config.mesh ({text}) needs {"a multiple of " if -1 in sizes else ""}{fixed} devices; '
+            f'config.mesh ({text}) needs {"a multiple of " if -1 in shape else ""}{fixed} devices; '
             f'there are {len(devices)}. Let one axis be -1: all devices that are left.'
         )
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    shape = [len(devices) // fixed if size == -1 else size for size in shape]
+    grid = _grid(shape, config, devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(shape: list[int], config: MeshConfig, devices: list[jax.Device]) -> np.ndarray:
+    """Returns devices by place in the mesh, those of each slice as near to each other as they are."""
+    slices = _slices(config, devices)
+    axis = AXES.index(_across(shape, config, len(slices)) or ACROSS[0])
+    if shape[axis] % len(slices):
+        slices = [devices]
+    inner = [size // len(slices) if i == axis else size for i, size in enumerate(shape)]
+    parts = [
+        mesh_utils.create_device_mesh(inner, part, allow_split_physical_axes=True)
+        for part in slices
+    ]
+    return np.concatenate(parts, axis=axis)
+
+
+def _across(shape: list[int], config: MeshConfig, count: int) -> str:
+    """Returns the axis that joins so many slices; '' if none can, and the config does not ask for it."""
+    asked, place = config.across, f'config.mesh.across = {config.across!r}'
+    if asked:
+        lookup(dict.fromkeys(ACROSS), asked, 'config.mesh.across')
+    can = [axis for axis in ACROSS if shape[AXES.index(axis)] % count == 0]
+    if asked in can or (not asked and can):
+        return asked or can[0]
+    if not asked and not config.slices:
+        return ''
+    hint = (
+        f"Did you mean '{can[0]}'?"
+        if can
+        else f'Let one of {", ".join(ACROSS)} be a multiple of it.'
+    )
+    text = ', '.join(f'{axis}={shape[AXES.index(axis)]}' for axis in ACROSS)
+    raise InputError(f'{place}: {count} slices cannot divide it ({text}). {hint}')
+
+
+def _slices(config: MeshConfig, devices: list[jax.Device]) -> list[list[jax.Device]]:
+    """Returns the devices of each slice."""
+    by_slice = collections.defaultdict(list)
+    for device in devices:
+        by_slice[getattr(device, 'slice_index', 0)].append(device)
+    found = [by_slice[index] for index in sorted(by_slice)]
+    if config.slices in (0, len(found)):
+        return found
+    if config.slices < 0 or len(devices) % config.slices or len(found) > 1:
+        there = (
+            f'the devices are in {len(found)}'
+            if len(found) > 1
+            else f'there are {len(devices)} devices'
+        )
+        raise InputError(
+            f'config.mesh.slices = {config.slices}, and {there}. 0 takes them as they are.'
+        )
+    size = len(devices) // config.slices
+    return [devices[start : start + size] for start in range(0, len(devices), size)]
 
 
 def fits(config: MeshConfig, count: int) -> bool:
     """Returns whether the axes multiply to so many devices."""
-    sizes = [getattr(config, axis) for axis in AXES]
-    fixed = math.prod(size for size in sizes if size != -1)
-    return count % fixed == 0 if -1 in sizes else count == fixed
+    shape = [getattr(config, axis) for axis in AXES]
+    fixed = math.prod(size for size in shape if size != -1)
+    return count % fixed == 0 if -1 in shape else count == fixed
 
 
 def constrain(x: jax.Array, spec: tuple[Any, ...]) -> jax.Array:
@@ -115,9 +196,14 @@ def check_batch(rows: int, length: int, accumulation: int, mesh: Mesh, place: st
     """
     parts = row_shards(mesh) * accumulation
     if rows % parts:
+        axes = ' x '.join(
+            f'mesh.{axis} {mesh.shape[axis]}'
+            for axis in ROWS
+            if mesh.shape[axis] > 1 or axis != 'expert'
+        )
         raise InputError(
-            f'{place} = {rows} rows cannot be divided by {parts} (mesh.data {mesh.shape["data"]} x '
-            f'mesh.fsdp {mesh.shape["fsdp"]} x optimizer.accumulation {accumulation}). '
+            f'{place} = {rows} rows cannot be divided by {parts} ({axes} x '
+            f'optimizer.accumulation {accumulation}). '
             f'The nearest that can: {max(parts, round(rows / parts) * parts)}.'
         )
     inner = mesh.shape['tensor'] * mesh.shape['sequence']

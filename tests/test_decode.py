@@ -318,7 +318,7 @@ def test_near_shapes_compile_once():
 def test_sharded_parameters():
     model, params = make()
     want, _ = run(model, params)
-    devices = mesh.make(config.MeshConfig(data=2, fsdp=2, tensor=2, sequence=1))
+    devices = mesh.make(mesh.sizes(data=2, fsdp=2, tensor=2, sequence=1))
     steps = []
     with jax.set_mesh(devices):
         sharded = jax.device_put(params, mesh.parameter_shardings(params, devices))

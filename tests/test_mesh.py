@@ -1,14 +1,15 @@
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import lm
 from lm import config as configs
 from lm import mesh, tree
-from lm.config import MeshConfig
 from lm.errors import InputError
 from lm.models.decoder import Decoder
 
@@ -33,7 +34,7 @@ def shapes(**model):
 )
 def test_rules_cover_every_parameter_and_split_the_large_ones(model):
     params = shapes(**model)
-    device_mesh = mesh.make(MeshConfig(1, 4, 2, 1))
+    device_mesh = mesh.make(mesh.sizes(1, 4, 2, 1))
     shardings = mesh.parameter_shardings(params, device_mesh)
     for path, leaf, sharding in zip(
         tree.paths(params), jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True
@@ -46,7 +47,7 @@ def test_rules_cover_every_parameter_and_split_the_large_ones(model):
 def test_a_parameter_without_a_rule_is_an_error():
     with pytest.raises(ValueError, match="covers the parameter 'adapter/kernel'"):
         mesh.parameter_shardings(
-            {'adapter': {'kernel': jnp.zeros((4, 4))}}, mesh.make(MeshConfig(8, 1, 1, 1))
+            {'adapter': {'kernel': jnp.zeros((4, 4))}}, mesh.make(mesh.sizes(8, 1, 1, 1))
         )
 
 
@@ -57,7 +58,7 @@ def test_optimizer_state_lies_as_its_parameter_does():
         'count': jax.ShapeDtypeStruct((), jnp.int32),
         'factored': {'embed': {'embedding': jax.ShapeDtypeStruct((64,), jnp.float32)}},
     }
-    shardings = mesh.state_shardings(state, params, mesh.make(MeshConfig(1, 4, 2, 1)))
+    shardings = mesh.state_shardings(state, params, mesh.make(mesh.sizes(1, 4, 2, 1)))
     assert shardings['mu']['embed']['embedding'].spec == P('tensor', 'fsdp')
     assert shardings['count'].spec == P()
     assert shardings['factored']['embed']['embedding'].spec == P()
@@ -74,13 +75,65 @@ def test_optimizer_state_lies_as_its_parameter_does():
 )
 def test_bad_meshes(sizes, message):
     with pytest.raises(InputError, match=message):
-        mesh.make(MeshConfig(*sizes))
+        mesh.make(mesh.sizes(*sizes))
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert dict(mesh.make(MeshConfig(-1, 2, 2, 1)).shape) == {
-        'data': 2, 'fsdp': 2, 'tensor': 2, 'sequence': 1,
+    assert dict(mesh.make(mesh.sizes(-1, 2, 2, 1)).shape) == {
+        'stage': 1, 'data': 2, 'fsdp': 2, 'expert': 1, 'sequence': 1, 'tensor': 2,
     }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a device says of itself."""
+
+    id: int
+    slice_index: int
+    platform: str = 'gpu'
+    device_kind: str = 'chip'
+
+
+def slices_along(config, devices):
+    """Returns by axis whether there is more than one slice along it."""
+    where = np.vectorize(lambda device: device.slice_index)(mesh.make(config, devices).devices)
+    return [a for i, a in enumerate(mesh.AXES) if (where != where.take([0], axis=i)).any()]
+
+
+@pytest.mark.parametrize(
+    ('config', 'axes'),
+    [
+        (mesh.sizes(-1, 1, 2, 2), ['data']),
+        (mesh.sizes(4, 2, 1, 1), ['data']),
+        (mesh.sizes(1, 4, 2, 1), ['fsdp']),
+        (mesh.sizes(2, 2, 1, 1, stage=2), ['data']),
+        (mesh.sizes(2, 2, 1, 1, stage=2, across='stage'), ['stage']),
+        (mesh.sizes(1, 1, 4, 1, stage=2), ['stage']),
+        (mesh.sizes(1, 1, 8, 1), ['tensor']),  # Nothing else is left.
+    ],
+)
+def test_slices_are_joined_by_an_outer_axis(config, axes):
+    # They come in any order.
+    assert slices_along(config, [Chip(i, i % 2) for i in range(8)]) == axes
+
+
+def test_slices_of_devices_that_say_nothing():
+    config = mesh.sizes(2, 1, 4, 1, stage=1, slices=2)
+    ids = np.vectorize(lambda device: device.id)(mesh.make(config).devices).squeeze()
+    assert ids.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({'slices': 2, 'across': 'fsdp'}, "across = 'fsdp': 2 slices cannot divide .*mean 'data'"),
+        ({'across': 'tensor'}, "across.*'tensor'"),
+        ({'slices': 3}, 'slices = 3, and there are 8 devices'),
+    ],
+)
+def test_bad_slices(config, message):
+    with pytest.raises(InputError, match=message):
+        mesh.make(mesh.sizes(8, 1, 1, 1, **config))
 
 
 @pytest.mark.parametrize(
@@ -93,14 +146,14 @@ def test_minus_one_takes_the_devices_that_are_left():
 )
 def test_batches_that_the_mesh_cannot_divide(sizes, batch, message):
     with pytest.raises(InputError, match=message):
-        mesh.check_batch(*batch, mesh.make(MeshConfig(*sizes)), 'config.data.batch_size')
+        mesh.check_batch(*batch, mesh.make(mesh.sizes(*sizes)), 'config.data.batch_size')
 
 
 def test_an_axis_that_does_not_divide_a_parameter_names_it():
     with pytest.raises(
         InputError, match=r"mesh.tensor = 8 cannot divide the 4 in parameter '.*kernel'"
     ):
-        mesh.parameter_shardings(shapes(), mesh.make(MeshConfig(1, 1, 8, 1)))
+        mesh.parameter_shardings(shapes(), mesh.make(mesh.sizes(1, 1, 8, 1)))
 
 
 def test_prefetch_keeps_order_and_runs_ahead():

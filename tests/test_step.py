@@ -93,7 +93,7 @@ def reference():
 @pytest.mark.slow
 @pytest.mark.parametrize('sizes', [(8, 1, 1, 1), (2, 4, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
 def test_every_mesh_gives_the_losses_of_one_device(sizes):
-    losses, _ = run(make_config(mesh=dict(zip(mesh.AXES, sizes, strict=True))))
+    losses, _ = run(make_config(mesh=dict(zip(ONE_DEVICE, sizes, strict=True))))
     np.testing.assert_allclose(losses, reference()[0], rtol=0, atol=1e-5)
 
 

@@ -29,13 +29,14 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.sharding import AxisType, Mesh, NamedSharding  # noqa: E402
+from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
+from lm import mesh  # noqa: E402
 from lm.attention import IMPLEMENTATIONS, attend, parse  # noqa: E402
 from lm.attention.choose import Case  # noqa: E402
 from lm.environment import environment  # noqa: E402
-from lm.mesh import AXES, ROWS  # noqa: E402
+from lm.mesh import ROWS  # noqa: E402
 
 TOPOLOGIES = 'v5e:2x2', 'v5p:2x2x1'
 MASKS = {
@@ -117,7 +118,7 @@ def mesh_of(topology: str) -> Mesh:
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
-    return Mesh(np.array(devices).reshape(1, 1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 4)
+    return mesh.make(mesh.sizes(data=1, fsdp=1, tensor=2, sequence=2), list(devices))
 
 
 def _kernels(text: str) -> dict[str, int]:

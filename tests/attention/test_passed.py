@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from lm import mesh
 from lm.attention import linear, passed
 from lm.attention.linear import GatedDelta, GatedLinear, Linear, Performer
-from lm.config import MeshConfig
 
 T = 32
 KINDS = {
@@ -68,9 +67,9 @@ def pulled(name, packed, sequence):
     grad = jax.jit(jax.grad(loss, tuple(range(len(inputs))), has_aux=True))
     if sequence == 1:
         return grad(*inputs)
-    devices = mesh.make(MeshConfig(1, 4 // sequence, 2, sequence))
+    devices = mesh.make(mesh.sizes(1, 4 // sequence, 2, sequence))
     with jax.set_mesh(devices):
-        sharding = NamedSharding(devices, P(('data', 'fsdp'), 'sequence', 'tensor'))
+        sharding = NamedSharding(devices, P(mesh.ROWS, 'sequence', 'tensor'))
         return grad(*(jax.device_put(x, sharding) for x in inputs))
 
 
@@ -89,9 +88,9 @@ def test_split_positions_change_nothing(name, packed, sequence):
 def test_states_move_and_tokens_do_not():
     kind, run = KINDS['gated_linear']
     inputs = arrays('gated_linear')
-    devices = mesh.make(MeshConfig(1, 2, 1, 4))
+    devices = mesh.make(mesh.sizes(1, 2, 1, 4))
     with jax.set_mesh(devices):
-        sharding = NamedSharding(devices, P(('data', 'fsdp'), 'sequence', 'tensor'))
+        sharding = NamedSharding(devices, P(mesh.ROWS, 'sequence', 'tensor'))
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in inputs]
         attend = jax.jit(functools.partial(passed.attend, run, kind, segments=None))
         text = attend.lower(*shapes).compile().as_text()

@@ -14,7 +14,6 @@ from lm.attention import attend, masks
 from lm.attention.block import PLAIN, Extras
 from lm.attention.masks import causal, full, window
 from lm.attention.sharded import way
-from lm.config import MeshConfig
 
 T = 192
 SEGMENTS = np.repeat([[1, 2, 0, 0], [1, 1, 2, 3]] * 2, T // 4, axis=1)
@@ -54,9 +53,9 @@ def pulled(case, packed, sequence, slopes=None):
     grad = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
     if sequence == 1:
         return grad(*arrays[:3])
-    devices = mesh.make(MeshConfig(1, 4 // sequence, 2, sequence))
+    devices = mesh.make(mesh.sizes(1, 4 // sequence, 2, sequence))
     with jax.set_mesh(devices):
-        sharding = NamedSharding(devices, P(('data', 'fsdp'), 'sequence', 'tensor', None))
+        sharding = NamedSharding(devices, P(mesh.ROWS, 'sequence', 'tensor', None))
         return grad(*(jax.device_put(x, sharding) for x in arrays[:3]))
 
 
@@ -88,7 +87,7 @@ def test_what_the_mesh_cannot_divide_is_left_to_the_compiler():
             for i, heads in enumerate((4, groups, groups))
         ]
         want = attend(*arrays, causal)
-        with jax.set_mesh(mesh.make(MeshConfig(1, 2, 2, 2))):
+        with jax.set_mesh(mesh.make(mesh.sizes(1, 2, 2, 2))):
             got = jax.jit(lambda *x: attend(*x, causal))(*arrays)
         np.testing.assert_allclose(got, want, atol=2e-6)
 
@@ -115,9 +114,9 @@ def test_a_ring_needs_two_pieces_each_and_knows_no_distances():
 )
 def test_what_moves(case, wanted, unwanted):
     array = jax.ShapeDtypeStruct((4, T, 4, 8), jnp.float32)
-    devices = mesh.make(MeshConfig(1, 2, 1, 4))
+    devices = mesh.make(mesh.sizes(1, 2, 1, 4))
     with jax.set_mesh(devices):
-        sharding = NamedSharding(devices, P(('data', 'fsdp'), 'sequence', 'tensor', None))
+        sharding = NamedSharding(devices, P(mesh.ROWS, 'sequence', 'tensor', None))
         run = jax.jit(
             lambda *arrays: attend(*arrays, CASES[case][0]),
             in_shardings=(sharding,) * 3,

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from lm import attention
+from lm import mesh as meshes
 from lm.attention import choose, dense, splash, splash_parts, table
 from lm.attention.block import PLAIN, Extras
 from lm.attention.choose import Case
 from lm.attention.expression import parse
 from lm.errors import InputError
-from lm.mesh import AXES
 
 T = 200  # Not whole blocks of 128.
 SEGMENTS = np.repeat([[1, 1, 2, 0], [1, 2, 3, 3]], T // 4, axis=1)
@@ -125,19 +125,19 @@ def test_sixteen_bits_are_near_float32():
 )
 def test_a_mesh_changes_nothing(mask, heads, groups, segments):
     inputs = arrays(heads=heads, groups=groups)
-    mesh = jax.make_mesh((2, 1, 2, 2), AXES, (AxisType.Auto,) * 4)
+    mesh = meshes.make(meshes.sizes(2, 1, 2, 2))
     with jax.set_mesh(mesh):
         check(inputs, mask, segments=segments)
 
 
 def test_rows_that_a_mesh_cannot_divide_are_not_divided():
-    mesh = jax.make_mesh((4, 1, 2, 1), AXES, (AxisType.Auto,) * 4)
+    mesh = meshes.make(meshes.sizes(4, 1, 2, 1))
     with jax.set_mesh(mesh):
         check(arrays(batch=1, length=77), 'causal')
 
 
 def test_a_split_row_is_gathered_once_and_its_gradient_scattered():
-    mesh = jax.make_mesh((1, 1, 1, 2), AXES, (AxisType.Auto,) * 4, devices=jax.devices()[:2])
+    mesh = meshes.make(meshes.sizes(1, 1, 1, 2), jax.devices()[:2])
     with jax.set_mesh(mesh):
         inputs = arrays(batch=1, heads=1, groups=1)[:3]
         loss = lambda *x: splash.attend(*x, parse('causal', ''), interpret=True).sum()  # noqa: E731

@@ -242,7 +242,7 @@ def test_sharded_equals_unsharded(pattern):
         return jnp.mean(jnp.sin(logits))
 
     want = jax.jit(jax.value_and_grad(loss))(params, inputs, segments)
-    devices = mesh.make(config.MeshConfig(data=2, fsdp=2, tensor=2, sequence=1))
+    devices = mesh.make(mesh.sizes(data=2, fsdp=2, tensor=2, sequence=1))
     with jax.set_mesh(devices):
         got = jax.jit(jax.value_and_grad(loss))(
             jax.device_put(params, mesh.parameter_shardings(params, devices)),
@@ -253,7 +253,7 @@ def test_sharded_equals_unsharded(pattern):
 
 def test_every_parameter_has_a_rule_and_kernels_alone_decay():
     _, params = make(*KINDS, num_layers=4, bias=True, qk_norm=True, norm='layernorm')
-    device_mesh = mesh.make(config.MeshConfig(data=1, fsdp=4, tensor=2, sequence=1))
+    device_mesh = mesh.make(mesh.sizes(data=1, fsdp=4, tensor=2, sequence=1))
     shardings = mesh.parameter_shardings(params, device_mesh)
     for path, leaf, sharding in zip(
         tree.paths(params), jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True

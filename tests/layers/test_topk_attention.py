@@ -138,7 +138,7 @@ def test_sharded_equals_unsharded(name):
         return jnp.mean(jnp.sin(model.apply({'params': params}, inputs)))
 
     want = jax.jit(jax.value_and_grad(loss))(params, inputs)
-    devices = mesh.make(config.MeshConfig(data=1, fsdp=2, tensor=2, sequence=2))
+    devices = mesh.make(mesh.sizes(data=1, fsdp=2, tensor=2, sequence=2))
     with jax.set_mesh(devices):
         got = jax.jit(jax.value_and_grad(loss))(
             jax.device_put(params, mesh.parameter_shardings(params, devices)),

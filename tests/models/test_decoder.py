@@ -377,7 +377,7 @@ def test_sharded_equals_unsharded(position):
         return jnp.mean(jnp.sin(model.apply({'params': params}, inputs)))
 
     want = jax.jit(jax.value_and_grad(loss))(params, inputs)
-    sizes = config.MeshConfig(data=1, fsdp=2, tensor=2, sequence=2)
+    sizes = mesh.sizes(data=1, fsdp=2, tensor=2, sequence=2)
     devices = mesh.make(sizes)
     with jax.set_mesh(devices):
         got = jax.jit(jax.value_and_grad(loss))(
