@@ -77,6 +77,9 @@ setup(
         'test': [
             *CORPUS,
             'hypothesis>=6.100',
+            'ipykernel>=6.29',  # The notebooks are run.
+            'ipywidgets>=8.1',
+            'nbclient>=0.10',
             'nltk>=3.9',
             'num2words>=0.5.14',
             'pytest>=8.3',

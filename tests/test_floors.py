@@ -29,7 +29,7 @@ FLOORS = [
         'evaluate',
         'lr_find',
         'report',
-        'compare',
+        *('compare', 'pictures'),
         'page',
         'predictions',
         *('likelihood', 'harness', 'corpus_report'),
