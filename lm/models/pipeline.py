@@ -23,6 +23,8 @@ R M of them; what is idle, (S - 1) / (R M + S - 1), is the bubble. More pieces m
 times as much; more micro-batches make it smaller, and products narrower.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -214,15 +216,50 @@ def run(
 def _pieces(params: Any, plan: Schedule) -> Any:
     """Returns `[R, S, N / (S R), ...]` of `[N, ...]`, each stage's on its devices.
 
-    The mesh splits `[N]` in order. With R > 1 stages hold other layers than they work on: those are sent
-    once before the loop, and their gradients back after it.
+    The mesh splits `[N]` in order. With R > 1 stages hold other layers than they work on: each sends its
+    pieces to where they belong once before the loop, and gets their gradients back after it.
     """
 
     def cut(x: jax.Array) -> jax.Array:
-        x = x.reshape(plan.repeats, plan.stages, -1, *x.shape[1:])
-        return _constrain(x, (None, AXIS, None))
+        if plan.repeats == 1:
+            return _constrain(x.reshape(1, plan.stages, -1, *x.shape[1:]), (None, AXIS, None))
+        send = functools.partial(_sent, plan=plan)
+        return jax.shard_map(
+            send, in_specs=P(AXIS), out_specs=P(None, AXIS), axis_names={AXIS}, check_vma=False
+        )(x)
 
     return jax.tree.map(cut, params)
+
+
+def _sent(x: jax.Array, plan: Schedule) -> jax.Array:
+    """Returns a stage's pieces `[R, 1, N / (S R), ...]`, of the layers `[N / S, ...]` that it holds."""
+    stage, rounds = jax.lax.axis_index(AXIS), moves(plan)
+    x = x.reshape(plan.repeats, -1, *x.shape[1:])
+    found = []
+    for pieces in rounds:  # Of each stage, which of the S R.
+        own = jax.lax.dynamic_index_in_dim(x, jnp.asarray(pieces % plan.repeats)[stage], 0, False)
+        to = [(s, int(piece % plan.stages)) for s, piece in enumerate(pieces)]
+        found.append(jax.lax.ppermute(own, AXIS, to))
+    # They come in an order of their own: `came[s, r]` is the round that brings piece r S + s.
+    came = np.zeros((plan.stages, plan.repeats), int)
+    for number, pieces in enumerate(rounds):
+        came[pieces % plan.stages, pieces // plan.stages] = number
+    return jnp.stack(found)[jnp.asarray(came)[stage]][:, None]
+
+
+def moves(plan: Schedule) -> np.ndarray:
+    """Returns int `[R, S]`: the piece that each stage sends in each of R rounds, where all send and get one.
+
+    Stage s holds the pieces s R to s R + R - 1, and piece p belongs to stage p mod S: with S = 2 and R = 2
+
+        [[0, 3],  # stage 0 keeps piece 0, and stage 1 piece 3
+         [1, 2]]  # they exchange pieces 1 and 2
+    """
+    stages, repeats, _ = plan
+    # So many stages in a row send their k-th piece to different ones; the next so many another than it.
+    run = stages // math.gcd(stages, repeats)
+    rounds, stage = np.arange(repeats)[:, None], np.arange(stages)
+    return stage * repeats + (rounds + stage // run) % repeats
 
 
 def _micro_batches(x: jax.Array, count: int) -> jax.Array:
@@ -237,7 +274,7 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 def _each_stage(x: jax.Array, stages: int, rows_at: int | None = None) -> jax.Array:
-    """Returns `[S, ...]`, the same for each stage, so that gradients are summed over them after the loop."""
+    """Returns `[S, ...]`, the same for each stage: their gradients are summed after the loop."""
     x = jnp.broadcast_to(x[None], (stages, *x.shape))
     spec = [AXIS] + [P.UNCONSTRAINED] * (x.ndim - 1)
     if rows_at is not None:
