@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -43,6 +44,12 @@ AXIS = 'stage'
 
 # (parameters of a layer, x [B / M, T, D], what it knows, rng) -> x, and what it has sown.
 Layer = Callable[[Any, jax.Array, Any, jax.Array | None], tuple[jax.Array, Any]]
+
+
+# Name of what a layer is given.
+_GIVEN = 'pipeline layer'
+# What brings parameters into the form that products take them in, and costs nothing to do again.
+_FORMS = frozenset('convert_element_type gather reshape squeeze transpose broadcast_in_dim'.split())
 
 
 class Schedule(NamedTuple):
@@ -151,6 +158,7 @@ def run(
     shared: Any,
     plan: Schedule,
     rng: jax.Array | None = None,
+    remat: str = 'none',
     unroll: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Returns what all layers make of `x`, one after the other, and what they have sown.
@@ -165,6 +173,7 @@ def run(
         shared: what they know besides, arrays that are the same for all rows.
         plan: whose S R divide N, and M the rows.
         rng: each layer gets one of its own for each micro-batch. None: layers get None.
+        remat: what the backward pass keeps of layers: `config.model.remat`.
         unroll: the layers of a piece are not a loop.
 
     Returns:
@@ -188,11 +197,14 @@ def run(
             key = rng
             if rng is not None:
                 key = jax.random.fold_in(jax.random.fold_in(rng, number), micro_batch)
-            return layer(params, x, (rows, shared), key)
+            return layer(params, checkpoint_name(x, _GIVEN), (rows, shared), key)
 
         inputs = params, first + jnp.arange(depth)
         return jax.lax.scan(one, x, inputs, unroll=depth if unroll else 1)
 
+    if remat != 'none':
+        layer = jax.checkpoint(layer, prevent_cse=unroll)
+    piece = jax.checkpoint(piece, policy=_keeps(remat, pieces, plan, depth), prevent_cse=False)
     every = jax.vmap(piece, in_axes=(1, 0, 0, 0, 0, 0, 0), spmd_axis_name=AXIS)
 
     def turn(made: jax.Array, iteration: jax.Array) -> Any:
@@ -248,7 +260,7 @@ def _sent(x: jax.Array, plan: Schedule) -> jax.Array:
 
 
 def moves(plan: Schedule) -> np.ndarray:
-    """Returns int `[R, S]`: the piece that each stage sends in each of R rounds, where all send and get one.
+    """Returns int `[R, S]`: the piece that each stage sends in each of R rounds; each gets one, too.
 
     Stage s holds the pieces s R to s R + R - 1, and piece p belongs to stage p mod S: with S = 2 and R = 2
 
@@ -271,6 +283,28 @@ def _rows(x: jax.Array) -> jax.Array:
     """Returns `[B, ...]` of `[M, B / M, ...]`."""
     x = x.swapaxes(0, 1)
     return x.reshape(-1, *x.shape[2:])
+
+
+def _keeps(remat: str, pieces: Any, plan: Schedule, depth: int) -> Callable[..., bool]:
+    """Returns what the backward pass keeps of a turn, as a policy of jax.checkpoint.
+
+    It never keeps parameters: each turn would leave a copy of them.
+    """
+    # Of parameters: of all layers, of one piece of each stage, and of one layer of each.
+    parts = 1, plan.repeats, plan.repeats * depth
+    sizes = {leaf.size // part for leaf in jax.tree.leaves(pieces) for part in parts}
+
+    def everything(primitive: Any, *arrays: Any, **_: Any) -> bool:
+        return primitive.name not in _FORMS or arrays[0].size not in sizes
+
+    def dots(primitive: Any, *_: Any, **params: Any) -> bool:
+        """Products with parameters, which have one batch dimension here: the stages."""
+        if primitive.name == 'dot_general':
+            return len(params['dimension_numbers'][1][0]) <= 1
+        return params.get('name') == _GIVEN
+
+    given = jax.checkpoint_policies.save_only_these_names(_GIVEN)
+    return {'none': everything, 'dots': dots, 'full': given}[remat]
 
 
 def _each_stage(x: jax.Array, stages: int, rows_at: int | None = None) -> jax.Array:

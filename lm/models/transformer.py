@@ -222,8 +222,6 @@ class Transformer(nn.Module):
             )
             return x, found.get('intermediates', {})
 
-        if c.remat != 'none':
-            layer = jax.checkpoint(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         rng = None if deterministic or not c.dropout else self.make_rng('dropout')
         x, sown = pipeline.run(
             layer,
@@ -233,6 +231,7 @@ class Transformer(nn.Module):
             tokens.relative,
             plan,
             rng,
+            c.remat,
             unroll=not c.scan_layers,
         )
         for name, value in sown.items():
