@@ -49,7 +49,7 @@ Layer = Callable[[Any, jax.Array, Any, jax.Array | None], tuple[jax.Array, Any]]
 # Name of what a layer is given.
 _GIVEN = 'pipeline layer'
 # What brings parameters into the form that products take them in, and costs nothing to do again.
-_FORMS = frozenset('convert_element_type gather reshape squeeze transpose broadcast_in_dim'.split())
+_FORMS = ('convert_element_type', 'gather', 'reshape', 'squeeze', 'transpose', 'broadcast_in_dim')
 
 
 class Schedule(NamedTuple):
@@ -177,7 +177,8 @@ def run(
         unroll: the layers of a piece are not a loop.
 
     Returns:
-        `[B, T, D]`; and of each array that a layer has sown `[N, M, ...]`, one for each micro-batch.
+        `[B, T, D]`; and what layers have sown: arrays of rows `[N, B, ...]`, and of numbers `[N]`, their
+        sums over micro-batches.
     """
     stages, repeats, micro_batches = plan
     numbers = jnp.arange(stages)
@@ -189,7 +190,8 @@ def run(
 
     def piece(params: Any, x: jax.Array, rows: Any, shared: Any, repeat, stage, micro_batch):
         """What one stage does in a turn."""
-        params, rows = _nth(params, repeat), _nth(rows, micro_batch)
+        params = _nth(params, repeat if repeats > 1 else 0)
+        rows = _nth(rows, micro_batch)
         first = (repeat * stages + stage) * depth
 
         def one(x: jax.Array, inputs: Any) -> Any:
@@ -204,7 +206,8 @@ def run(
 
     if remat != 'none':
         layer = jax.checkpoint(layer, prevent_cse=unroll)
-    piece = jax.checkpoint(piece, policy=_keeps(remat, pieces, plan, depth), prevent_cse=False)
+    if remat != 'none' or repeats > 1:
+        piece = jax.checkpoint(piece, policy=_keeps(remat, pieces, plan, depth), prevent_cse=False)
     every = jax.vmap(piece, in_axes=(1, 0, 0, 0, 0, 0, 0), spmd_axis_name=AXIS)
 
     def turn(made: jax.Array, iteration: jax.Array) -> Any:
@@ -288,14 +291,19 @@ def _rows(x: jax.Array) -> jax.Array:
 def _keeps(remat: str, pieces: Any, plan: Schedule, depth: int) -> Callable[..., bool]:
     """Returns what the backward pass keeps of a turn, as a policy of jax.checkpoint.
 
-    It never keeps parameters: each turn would leave a copy of them.
+    It never keeps the parameters of a piece: each turn would leave a copy of them. (With one piece a stage,
+    which is the same in all turns, there is no copy, and no need of a policy.) For policies of its own in
+    a layer it does not ask: what the MLP would compute again of its activation is kept with 'none'.
     """
     # Of parameters: of all layers, of one piece of each stage, and of one layer of each.
-    parts = 1, plan.repeats, plan.repeats * depth
-    sizes = {leaf.size // part for leaf in jax.tree.leaves(pieces) for part in parts}
+    shapes = {
+        tuple(sorted((plan.stages, *part, *leaf.shape[3:])))
+        for leaf in jax.tree.leaves(pieces)
+        for part in ((plan.repeats, depth), (1, depth), (depth,), ())
+    }
 
     def everything(primitive: Any, *arrays: Any, **_: Any) -> bool:
-        return primitive.name not in _FORMS or arrays[0].size not in sizes
+        return primitive.name not in _FORMS or tuple(sorted(arrays[0].shape)) not in shapes
 
     def dots(primitive: Any, *_: Any, **params: Any) -> bool:
         """Products with parameters, which have one batch dimension here: the stages."""
@@ -333,10 +341,12 @@ def _nth(tree: Any, number: jax.Array) -> Any:
 
 
 def _in_order(sown: jax.Array, plan: Schedule) -> jax.Array:
-    """Returns `[N, M, ...]` of what was sown in each turn, `[turns, S, N / (S R), ...]`."""
+    """Returns `[N, B, ...]`, or `[N]`, of what was sown in each turn, `[turns, S, N / (S R), ...]`."""
     repeat, stage, micro_batch = np.ix_(
         np.arange(plan.repeats), np.arange(plan.stages), np.arange(plan.micro_batches)
     )
     found = sown[plan.iteration(repeat, micro_batch, stage), stage]  # [R, S, M, N / (S R), ...]
-    found = jnp.moveaxis(found, 2, 3)
-    return found.reshape(-1, *found.shape[3:])
+    found = jnp.moveaxis(found, 2, 3).reshape(
+        -1, plan.micro_batches, *found.shape[4:]
+    )  # [N, M, ...]
+    return jax.vmap(_rows)(found) if found.ndim > 2 else jnp.sum(found, axis=1)
