@@ -134,6 +134,8 @@ class ModelConfig:
     vocab_multiple: int
     share_layers: bool
     scan_layers: bool
+    pipeline_microbatches: int
+    pipeline_repeats: int
     remat: str
     dtype: str
 
@@ -389,6 +391,7 @@ def _check_corpora(config: Config) -> None:
 # Smallest and largest value of the keys that have one; None is no limit.
 _RANGES = {
     r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
+    r'|model\.pipeline_repeats'
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
     r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)|data\.rates_temperature': (
@@ -400,7 +403,7 @@ _RANGES = {
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
     r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
-    r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale)'
+    r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale|pipeline_microbatches)'
     r'|data\.(workers|rates_limit)|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
     r'|eval\.(batch_size|stride|batches|beams|length_penalty|candidates)'
@@ -414,7 +417,7 @@ _RANGES = {
 # Keys that a second start in the same workdir may change: they move the work, not the result.
 RESUMABLE = re.compile(
     r'mesh\.|log\.|checkpoint\.|(tasks\.\w+\.)?generate\.|data\.(cache_dir|workers|prefetch|tfds_dir)$'
-    r'|model\.(scan_layers|remat|attention_implementation)$|loss\.max_logits_mb$'
+    r'|model\.(scan_layers|remat|attention_implementation|pipeline_\w+)$|loss\.max_logits_mb$'
     r'|train\.(log_every|eval_every|max_bad_steps)$|eval\.'
 )
 

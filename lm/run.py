@@ -35,6 +35,7 @@ from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
 from lm.errors import InputError, lookup, nearest
 from lm.models import ARCHITECTURES
+from lm.models import pipeline as stages
 from lm.objectives import OBJECTIVES
 from lm.step import Rates, Steps
 from lm.writer import atomic_write
@@ -272,9 +273,12 @@ def check_mesh(config: Config) -> Mesh:
         raise InputError(f'JAX finds no device: {" ".join(str(error).split())}') from None
     device_mesh = mesh.make(config.mesh)
     parts = config.optimizer.accumulation
+    stages.check(config.model, device_mesh)
+    micro = stages.micro_batches(config.model, device_mesh)
     for task, part in configs.tasks(config).items():
         data, place = part.data, f'config.tasks.{task}.data' if task else 'config.data'
-        mesh.check_batch(data.batch_size, data.length, parts, device_mesh, f'{place}.batch_size')
+        batch_size = f'{place}.batch_size'
+        mesh.check_batch(data.batch_size, data.length, parts, device_mesh, batch_size, micro)
         if config.model.architecture == 'encoder_decoder' and (
             (data.source_length or data.length) % device_mesh.shape['sequence']
         ):
@@ -283,7 +287,7 @@ def check_mesh(config: Config) -> Mesh:
                 f'{device_mesh.shape["sequence"]}.'
             )
         rows = evaluation_rows(part)
-        mesh.check_batch(rows, data.length, 1, device_mesh, 'config.eval.batch_size')
+        mesh.check_batch(rows, data.length, 1, device_mesh, 'config.eval.batch_size', micro)
     return device_mesh
 
 

@@ -4,6 +4,7 @@ Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whethe
 compiled loop or are unrolled, so that a checkpoint fits both. (Layers that share theirs have no axis.)
 """
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from lm.layers.norm import make_norm
 from lm.layers.position import POSITIONS, RelativeBias, rotary_angles, rotary_width
 from lm.layers.tokens import Tokens
 from lm.mesh import ROWS, constrain
+from lm.models import pipeline
 
 # What the backward pass keeps, as a policy of jax.checkpoint.
 REMATS = {
@@ -162,18 +164,27 @@ class Transformer(nn.Module):
         x = constrain(x, (ROWS, 'sequence', None))
         relative = self._relative()
 
+        tokens = Tokens(
+            angles,
+            segment_ids,
+            in_prefix,
+            order,
+            order is not None,
+            types=None if embeds_types(c) else token_types,
+            relative=relative,
+            memory=memory,
+            memory_segments=memory_segments,
+        )
+        plan = None if self.is_initializing() else pipeline.schedule(c, x.shape[0])
+        run = self._in_turn if plan is None else functools.partial(self._in_stages, plan)
+        x = run(x, tokens, deterministic)
+        return self._last(x if order is None else x[:, inputs.shape[1] :])
+
+    def _in_turn(self, x: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        """Returns `[B, T, D]` after all layers, one after the other."""
+        c = self.config
+
         def layer(block: nn.Module, x: jax.Array, _: None):
-            tokens = Tokens(
-                angles,
-                segment_ids,
-                in_prefix,
-                order,
-                order is not None,
-                types=None if embeds_types(c) else token_types,
-                relative=relative,
-                memory=memory,
-                memory_segments=memory_segments,
-            )
             return block(x, tokens, None, deterministic)
 
         if c.remat != 'none':
@@ -189,8 +200,43 @@ class Transformer(nn.Module):
             length=length,
             unroll=1 if c.scan_layers else length,
         )
-        x, _ = layers(self.layers, x, None)
-        return self._last(x if order is None else x[:, inputs.shape[1] :])
+        return layers(self.layers, x, None)[0]
+
+    def _in_stages(
+        self, plan: pipeline.Schedule, x: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> jax.Array:
+        """As `_in_turn`, over the stages of the mesh; dropout is of other random numbers."""
+        c, block = self.config, self._layer(parent=None)
+        sows = self.is_mutable_collection('intermediates')
+
+        def layer(params: Any, x: jax.Array, facts: Any, rng: jax.Array | None):
+            tokens, relative = facts
+            (x, _), found = block.apply(
+                {'params': params},
+                x,
+                tokens.replace(relative=relative),
+                None,
+                deterministic,
+                rngs=None if rng is None else {'dropout': rng},
+                mutable=['intermediates'] if sows else [],
+            )
+            return x, found.get('intermediates', {})
+
+        rng = None if deterministic or not c.dropout else self.make_rng('dropout')
+        x, sown = pipeline.run(
+            layer,
+            self.variables['params']['layers'],
+            x,
+            tokens.replace(relative=None),
+            tokens.relative,
+            plan,
+            rng,
+            c.remat,
+            unroll=not c.scan_layers,
+        )
+        for name, value in sown.items():
+            self.layers.put_variable('intermediates', name, value)
+        return x
 
     def _layer(self, **options) -> nn.Module:
         """Returns what is repeated: a layer, or one for each entry of the pattern."""
