@@ -37,7 +37,7 @@ def keep_compiled(folder: Path) -> None:
 
 
 def platform() -> str:
-    """Returns cpu | gpu | tpu: that of the current mesh, whose devices need not be here, or this machine's."""
+    """Returns cpu | gpu | tpu: of the current mesh, whose devices need not be here, or this machine's."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -47,7 +47,8 @@ def compiler_options() -> dict[str, int] | None:
     """Returns options of `jax.jit`: on CPU, programs compile in two thirds of the time, and run as fast.
 
     What takes time there are matrix products, which are XLA's own and not compiled; the rest LLVM's first
-    level makes as fast as its third. A level in `XLA_FLAGS` wins. It is the current mesh that is asked about.
+    level makes as fast as its third. A level in `XLA_FLAGS` wins. The platform is that of the
+    current mesh.
     """
     if platform() != 'cpu' or _LEVEL in os.environ.get('XLA_FLAGS', ''):
         return None

@@ -1,7 +1,8 @@
 """What a chip can do at most: one table, each number from its vendor's data sheet.
 
-All is of one device as JAX counts them, which of a TPU7x is half a chip. Rates are of dense products; `link` is what a device can send at once over all its links to others of the
-same slice or node, in one direction.
+All is of one device as JAX counts them, which of a TPU7x is half a chip. Rates are of dense products;
+`link` is what a device can send at once over all its links to others of the same slice or node, in one
+direction.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ CHIPS = (
     Chip('TPU v4', 275e12, 275e12, 32 * _GIB, 1200e9, 300e9, f'{_TPU}v4'),
     # Of a chip 2,307 TFLOP/s, 192 GiB, 7,380 GB/s and 1,200 GB/s in both directions; it is two devices.
     Chip('TPU7x', 1153.5e12, 1153.5e12, 96 * _GIB, 3690e9, 300e9, f'{_TPU}tpu7x', 2),
-    # NVLink: 900 GB/s in both directions. Data sheets count sparse products (1,979 TFLOP/s), of which these are half.
+    # NVLink: 900 GB/s in both directions. Data sheets count sparse products, 1,979 TFLOP/s: these are half.
     Chip('H200', 990e12, 495e12, 141e9, 4800e9, 450e9, f'{_NVIDIA}h200/'),
     Chip('H100', 990e12, 495e12, 80e9, 3350e9, 450e9, f'{_NVIDIA}h100/'),
     Chip('A100', 312e12, 156e12, source=f'{_NVIDIA}a100/'),

@@ -28,7 +28,11 @@ def _of(equation: Any) -> float:
     if name == 'dot_general':
         (summed, _), _ = given['dimension_numbers']
         left = equation.invars[0].aval
-        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left.shape[i] for i in summed)
+        return (
+            2.0
+            * math.prod(equation.outvars[0].aval.shape)
+            * math.prod(left.shape[i] for i in summed)
+        )
     if name == 'conv_general_dilated':
         kernel, axes = equation.invars[1].aval.shape, given['dimension_numbers'].rhs_spec
         each = math.prod(kernel) // kernel[axes[0]]  # All but the features that come out.
@@ -38,7 +42,9 @@ def _of(equation: Any) -> float:
     if name == 'pallas_call':
         if given.get('cost_estimate'):
             return float(given['cost_estimate'].flops)
-        return math.prod(n for n in given['grid_mapping'].grid if isinstance(n, int)) * count(given['jaxpr'])
+        return math.prod(n for n in given['grid_mapping'].grid if isinstance(n, int)) * count(
+            given['jaxpr']
+        )
     times = 1
     if name == 'scan':
         times = given['length']

@@ -86,7 +86,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A function of the program: instructions by name, in order; the last one that is said to be is its root."""
+    """A function of the program: instructions by name, in order, and the name of its root."""
 
     instructions: Mapping[str, Instruction]
     root: str
@@ -125,7 +125,9 @@ class Module:
         """
         frame = re.search(r'stack_frame_id=(\d+)', one.text)
         frames = self.sources.get(int(frame[1]), ()) if frame else ()
-        if not frames and (found := re.search(r'source_file="([^"]*)" source_line=(\d+)', one.text)):
+        if not frames and (
+            found := re.search(r'source_file="([^"]*)" source_line=(\d+)', one.text)
+        ):
             frames = (f'{found[1]}:{found[2]}',)
         return next((line for line in frames if below in line), frames[0] if frames else '')
 
@@ -263,7 +265,10 @@ def _sources(text: str) -> dict[int, tuple[str, ...]]:
     frames = {}
     for number, value in tables.get('StackFrames', {}).items():
         fields = {key: int(n) for key, n in re.findall(r'(\w+)=(\d+)', value)}
-        frames[number] = (places.get(fields['file_location_id'], ''), fields.get('parent_frame_id', 0))
+        frames[number] = (
+            places.get(fields['file_location_id'], ''),
+            fields.get('parent_frame_id', 0),
+        )
     return {number: _chain(frames, number) for number in frames}
 
 

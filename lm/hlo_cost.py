@@ -65,7 +65,9 @@ def flops(module: Module) -> float:
 
 def product_flops(computation: Computation, one: Instruction) -> float:
     """Returns the FLOPs of a product; 0 of custom calls that are not known to be one."""
-    if one.op == 'custom-call' and not re.search(r'custom_call_target="__cublas\$lt\$|"__cublas\$gemm', one.text):
+    if one.op == 'custom-call' and not re.search(
+        r'custom_call_target="__cublas\$lt\$|"__cublas\$gemm', one.text
+    ):
         return 0
     out = one.arrays[0]
     left, right = (operand.arrays[0] for operand in computation.operands(one)[:2])
@@ -88,7 +90,8 @@ def _convolution_flops(one: Instruction, left: Array, right: Array) -> float:
     spatial = sorted(name for name in out_names if name.isdigit())
     for place, name in enumerate(spatial):
         window = {
-            key: re.search(rf'\b{key}=([\d_x\-]+)', one.text) for key in ('stride', 'pad', 'lhs_dilate', 'rhs_dilate')
+            key: re.search(rf'\b{key}=([\d_x\-]+)', one.text)
+            for key in ('stride', 'pad', 'lhs_dilate', 'rhs_dilate')
         }
         part = {key: value[1].split('x')[place] for key, value in window.items() if value}
         found *= _seen(
@@ -103,7 +106,9 @@ def _convolution_flops(one: Instruction, left: Array, right: Array) -> float:
     return found
 
 
-def _seen(inputs: int, window: int, outputs: int, stride: int, pad: int, spread: int, gap: int) -> int:
+def _seen(
+    inputs: int, window: int, outputs: int, stride: int, pad: int, spread: int, gap: int
+) -> int:
     """Returns how many pairs of an output and a place of its window meet an input."""
     places = np.arange(outputs)[:, None] * stride - pad + np.arange(window) * gap
     last = (inputs - 1) * spread
@@ -116,7 +121,9 @@ def moved(module: Module) -> int:
     What a fusion takes and gives counts, and not what is made and used inside; of an array that is only
     looked at in part, or written in part, the part.
     """
-    return sum(times * _moved(module, computation, one) for computation, one, times in module.executed())
+    return sum(
+        times * _moved(module, computation, one) for computation, one, times in module.executed()
+    )
 
 
 def _moved(module: Module, computation: Computation, one: Instruction) -> int:
@@ -151,7 +158,9 @@ def _moved_by_fusion(inside: Computation, operands: Sequence[int], written: int)
             by = users[by[0].name]
         if by and all(one.op in ('dynamic-slice', 'slice', 'gather') for one in by):
             whole = min(whole, sum(_all(one.arrays) for one in by))
-        elif by and all(one.op == 'dynamic-update-slice' and _onto(inside, one, parameter) for one in by):
+        elif by and all(
+            one.op == 'dynamic-update-slice' and _onto(inside, one, parameter) for one in by
+        ):
             whole = 0
         read += whole
     root = inside.instructions[inside.root]
@@ -237,27 +246,34 @@ def _data(array: Array) -> int:
 def groups(one: Instruction, devices: int) -> np.ndarray:
     """Returns the devices of each group of a collective, int `[groups, n]`."""
     if found := re.search(r'source_target_pairs=\{(\{.*?\})\}', one.text):
-        return np.array([[int(n) for n in re.findall(r'\d+', pair)] for pair in found[1].split('},')])
+        return np.array(
+            [[int(n) for n in re.findall(r'\d+', pair)] for pair in found[1].split('},')]
+        )
     if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', one.text):
-        shape, source, order = ([int(n) for n in part.split(',')] if part else None for part in found.groups())
+        shape, source, order = (
+            [int(n) for n in part.split(',')] if part else None for part in found.groups()
+        )
         return np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape)
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](.*?) ?\{([^}]*)\}", one.text):
+    if found := re.search(r'replica_groups=mesh\[([^\]]*)\](.*?) ?\{([^}]*)\}', one.text):
         return _mesh_groups(*found.groups())
-    if (found := re.search(r'replica_groups=\{(\{.*?\})\}', one.text)):
-        return np.array([[int(n) for n in re.findall(r'\d+', group)] for group in found[1].split('},')])
+    if found := re.search(r'replica_groups=\{(\{.*?\})\}', one.text):
+        return np.array(
+            [[int(n) for n in re.findall(r'\d+', group)] for group in found[1].split('},')]
+        )
     return np.arange(devices)[None]
 
 
 def _mesh_groups(axes: str, order: str, along: str) -> np.ndarray:
-    """Of `mesh['a'=4,'b'=2] {'a'}`, or `{'a':(1)2}`, 2 of the 4 with 1 before them."""
+    """Of `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`; `{'a':(1)2}` are 2 of the 4, 1 before."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     numbers = np.arange(math.prod(sizes.values()))
-    if found := re.search(r'\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?|\(([\d,]+)\)', order):
-        if found[4]:
-            numbers = np.array([int(n) for n in found[4].split(',')])
-        else:
-            turn = [int(n) for n in found[3].split(',')] if found[3] else None
-            numbers = numbers.reshape([int(n) for n in found[2].split(',')]).transpose(turn).reshape(-1)
+    if found := re.search(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', order):
+        source, turn = (
+            [int(n) for n in part.split(',')] if part else None for part in found.groups()
+        )
+        numbers = numbers.reshape(source).transpose(turn).reshape(-1)
+    elif found := re.findall(r'\d+', order):
+        numbers = np.array([int(n) for n in found])
     shape, names = [], []
     parts = {
         name: (int(before or 1), int(size)) if size else (1, sizes[name])
@@ -286,5 +302,7 @@ def axes_of(members: np.ndarray, mesh: dict[str, int]) -> tuple[str, ...]:
 def unknown_calls(module: Module) -> Iterator[str]:
     """Yields the targets of custom calls, which may hold FLOPs that are not counted."""
     for _, one, _ in module.executed(inside=True):
-        if one.op == 'custom-call' and (found := re.search(r'custom_call_target="([^"]*)"', one.text)):
+        if one.op == 'custom-call' and (
+            found := re.search(r'custom_call_target="([^"]*)"', one.text)
+        ):
             yield found[1]

@@ -11,7 +11,15 @@ from typing import Any
 from lm.hlo import Array, Computation, Instruction, Module, Shape
 
 # The result is the operand, or parts of it.
-_SAME = {'bitcast', 'while', 'optimization-barrier', 'copy-done', 'slice-done', 'async-done', 'add-dependency'}
+_SAME = {
+    'bitcast',
+    'while',
+    'optimization-barrier',
+    'copy-done',
+    'slice-done',
+    'async-done',
+    'add-dependency',
+}
 _NOTHING = {'parameter', 'constant', 'after-all', 'partition-id', 'replica-id'}
 
 
@@ -118,11 +126,16 @@ class _Peak:
         ]
         return self._made(one, one.shape, free, buffers, step)
 
-    def _made(self, one: Instruction, shape: Shape, free: list[int], buffers: dict, step: int) -> Any:
+    def _made(
+        self, one: Instruction, shape: Shape, free: list[int], buffers: dict, step: int
+    ) -> Any:
         if not isinstance(shape, Array):
             if one.op.endswith('-start') and len(shape) > 1:
                 # What comes in is only named here; what comes out is new.
-                return (_blank(shape[0]), *(self._made(one, p, [], buffers, step) for p in shape[1:]))
+                return (
+                    _blank(shape[0]),
+                    *(self._made(one, p, [], buffers, step) for p in shape[1:]),
+                )
             return tuple(self._made(one, part, free, buffers, step) for part in shape)
         if shape.fast or not shape.bytes:
             return None

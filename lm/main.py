@@ -34,7 +34,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from lm import command, memory
+from lm import command, environment, memory
 from lm.config import load, parse, put
 from lm.errors import InputError, lookup
 
@@ -166,13 +166,16 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _PRICE = flags.DEFINE_float('price', None, 'plan: dollars for an hour of a chip.', 0)
 _SWEEP = flags.DEFINE_bool(
-    'sweep', False, 'plan: try meshes, what is computed again (remat) and batch sizes, and rank them.'
+    'sweep',
+    False,
+    'plan: try meshes, what is computed again (remat) and batch sizes, and rank them.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
 )
 
 
+environment.only_cpu_where_nothing_else_is()
 # What XLA and JAX say of themselves (backends that are not there, layouts) is no help; errors are.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
@@ -334,7 +337,7 @@ def _lr_find() -> None:
 
 
 def _plan() -> None:
-    from lm import page, plan, plan_report
+    from lm import page, plan, plan_report, plan_sweep
     from lm.run import read_config
 
     of_run = _WORKDIR.value and _CONFIG.value is None
@@ -343,7 +346,7 @@ def _plan() -> None:
     workdir = _workdir()
     found = plan.plan(config, on, workdir)
     _say(plan_report.lines(found))
-    tried = plan.sweep(config, on) if _SWEEP.value else []
+    tried = plan_sweep.sweep(config, on) if _SWEEP.value else []
     if tried:
         _say(page.text_table(*plan_report.sweep_table(tried)))
     name = _TOPOLOGY.value.replace(':', '_') or 'here'

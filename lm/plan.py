@@ -5,14 +5,13 @@ read from the compiled program: memory, products, bytes and collectives; times a
 peaks of `lm/chips.py`: a step is not shorter than that, and usually longer.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ from lm.config import Config
 from lm.errors import InputError
 from lm.run import Run
 from lm.training import flops_per_token
-from lm.writer import Progress
 
 BUFFERS = 20  # So many of the largest are named.
-REMATS = ('none', 'dots', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +188,7 @@ def _memory(given: dict[str, int], stats: Any, live: list, on: Target) -> dict[s
     """Returns bytes of a device by kind, which add up to `total`.
 
     `activations` are arrays of the forward pass that are there when most is, `gradients` those of the
-    backward pass; `temporaries` is all else that XLA has set aside, and `padding` what arguments take beyond
+    backward pass; `temporaries` is all else that XLA has set aside, `padding` what arguments take beyond
     their numbers.
     """
     kinds = {'activations': 0, 'gradients': 0}
@@ -301,23 +298,23 @@ def gb(size: float | None) -> str:
     return f'{size / 1e3:.3g} kB'
 
 
-# ---------------------------------------------------------------------------------- the sweep
-
-
 def meshes(config: Config, on: Target) -> Iterator[configs.MeshConfig]:
     """Yields meshes over the devices, those that keep most of the config's first.
 
-    All ways to share the devices among `data`, `fsdp` and `tensor` by powers of two, `tensor` at most 8; the
-    other axes are as the config has them.
+    All ways to share the devices among `data`, `fsdp` and `tensor`, `tensor` at most 8; the other axes are as
+    the config has them, or 1 where they do not divide the devices.
     """
     count = len(on.devices)
     others = [axis for axis in mesh.AXES if axis not in ('data', 'fsdp', 'tensor')]
     fixed = math.prod(max(1, getattr(config.mesh, axis)) for axis in others)
     rest = count // fixed if count % fixed == 0 else 0
     if not rest:
-        config, rest = dataclasses.replace(
-            config, mesh=dataclasses.replace(config.mesh, **dict.fromkeys(others, 1))
-        ), count
+        config, rest = (
+            dataclasses.replace(
+                config, mesh=dataclasses.replace(config.mesh, **dict.fromkeys(others, 1))
+            ),
+            count,
+        )
     sizes = [n for n in range(1, rest + 1) if rest % n == 0]
     wanted = config.mesh
     shares = [
@@ -328,70 +325,12 @@ def meshes(config: Config, on: Target) -> Iterator[configs.MeshConfig]:
 
     def change(share: tuple[int, int, int]) -> tuple:
         data, fsdp, tensor = share
-        return tensor != max(1, wanted.tensor), fsdp != max(1, wanted.fsdp), data != wanted.data, tensor
+        return (
+            tensor != max(1, wanted.tensor),
+            fsdp != max(1, wanted.fsdp),
+            data != wanted.data,
+            tensor,
+        )
 
     for data, fsdp, tensor in sorted(shares, key=change):
         yield dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor)
-
-
-def variants(config: Config, on: Target) -> list[Config]:
-    """Returns the configs of a sweep: meshes, what is computed again, and half and twice the batch."""
-    rows = config.data.batch_size
-    return [
-        dataclasses.replace(
-            config,
-            mesh=each,
-            model=dataclasses.replace(config.model, remat=remat),
-            data=dataclasses.replace(config.data, batch_size=size),
-        )
-        for each in meshes(config, on)
-        for remat in REMATS
-        for size in (rows // 2, rows, rows * 2)
-        if size
-    ]
-
-
-def sweep(config: Config, on: Target, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Returns the plan of each variant, by tokens a second; those that cannot be last, with the reason.
-
-    A batch is not tried where half of it did not fit.
-    """
-    tried, too_large = [], {}
-    options = variants(config, on)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(len(options)))
-        for number, option in enumerate(options, 1):
-            key = (option.mesh, option.model.remat)
-            facts = _facts(option)
-            if key in too_large:
-                facts |= {'fits': False, 'why': f'{too_large[key]} rows do not fit'}
-            else:
-                facts |= _tried(option, on)
-                if facts['fits'] is False and 'memory' in facts:
-                    too_large[key] = option.data.batch_size
-            tried.append(facts)
-            progress.update(number)
-    return sorted(tried, key=_rank)
-
-
-def _facts(option: Config) -> dict[str, Any]:
-    return {
-        'mesh': dataclasses.asdict(option.mesh),
-        'remat': option.model.remat,
-        'rows': option.data.batch_size,
-    }
-
-
-def _tried(option: Config, on: Target) -> dict[str, Any]:
-    try:
-        found = plan(option, on)
-    except InputError as error:
-        return {'fits': False, 'why': str(error)}
-    keys = ('fits', 'why', 'roofline', 'tokens', 'compile_seconds')
-    return {key: found[key] for key in keys} | {'memory': found['memory'].get('total')}
-
-
-def _rank(facts: dict[str, Any]) -> tuple:
-    roofline = facts.get('roofline')
-    speed = roofline['tokens_per_day'] if roofline else 0.0
-    return facts['fits'] is False, -speed, facts.get('memory') or 0

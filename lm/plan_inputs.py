@@ -53,7 +53,7 @@ def vocabulary(config: Config, workdir: Path | None = None) -> tokenizer.Tokeniz
 
 
 def batch(run: Run) -> Any:
-    """Returns the shapes of a training batch with their shardings, `[B, T]`, as the batch contract has them.
+    """Returns the shapes of a training batch with their shardings, `[B, T]`, of the batch contract.
 
     Of several tasks learnt jointly it is of all; of those that alternate, of the one with most tokens.
     """

@@ -26,8 +26,8 @@ KINDS = {
     'program': 'the program itself',
 }
 _ASSUMED = (
-    'A roofline: products at the peak of the data sheet, memory and links at their full rates, all three at '
-    'once. A step is not shorter than this; what is reached in practice is a part of it.'
+    'A roofline: products at the peak of the data sheet, memory and links at their full rates, all three '
+    'at once. A step is not shorter than this; what is reached in practice is a part of it.'
 )
 
 
@@ -58,7 +58,10 @@ def _facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ('topology', f'{plan["topology"]}: {plan["devices"]} x {plan["device"]}'),
         ('mesh', axes or 'one device'),
         ('parameters', f'{plan["parameters"]:,}'),
-        ('a step', f'{plan["tokens"]:,} tokens: {rows:,} rows of {length:,}; remat {plan["remat"]}'),
+        (
+            'a step',
+            f'{plan["tokens"]:,} tokens: {rows:,} rows of {length:,}; remat {plan["remat"]}',
+        ),
         ('does it fit', verdict(plan)),
         *[
             (f'  {kind}', f'{gb(size)}  ({KINDS[kind]})')
@@ -90,7 +93,9 @@ def _speed(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ('bytes moved', f'{gb(plan["moved"])} a device, {plan["intensity"]:,.0f} FLOPs a byte'),
     ]
     for kind, axes, count, size, sent in _by_kind(plan):
-        found.append((kind, f'{count:,} over {axes}, {gb(size)}, of which a device sends {gb(sent)}'))
+        found.append(
+            (kind, f'{count:,} over {axes}, {gb(size)}, of which a device sends {gb(sent)}')
+        )
     if not (roofline := plan['roofline']):
         return [*found, ('roofline', 'none: the peak of this device is not in lm/chips.py')]
     seconds = roofline['seconds']
@@ -115,7 +120,9 @@ def _speed(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _cache(plan: dict[str, Any]) -> str:
     cache = plan['cache']
-    return f'{gb(cache["row"])} for a row of {cache["length"]:,} tokens, {gb(cache["token"])} a token'
+    return (
+        f'{gb(cache["row"])} for a row of {cache["length"]:,} tokens, {gb(cache["token"])} a token'
+    )
 
 
 def _time(seconds: float) -> str:
@@ -123,7 +130,7 @@ def _time(seconds: float) -> str:
 
 
 def _by_kind(plan: dict[str, Any]) -> list[tuple[str, str, int, int, float]]:
-    """Returns kind, axes, count, bytes and bytes sent of the collectives, those of a kind and axes together."""
+    """Returns kind, axes, count, bytes and bytes sent of collectives, by kind and axes."""
     found: dict[tuple[str, str], list] = {}
     for one in plan['collectives']:
         key = one['kind'], ' and '.join(one['axes']) or f'{one["devices"]} devices'
@@ -233,9 +240,7 @@ def _html(plan: dict[str, Any], tried: Sequence[dict[str, Any]], name: str) -> s
 def _time_section(plan: dict[str, Any]) -> str:
     roofline = plan['roofline']
     seconds = roofline['seconds']
-    parts = [
-        (name, part / max(seconds.values()), [_time(part)]) for name, part in seconds.items()
-    ]
+    parts = [(name, part / max(seconds.values()), [_time(part)]) for name, part in seconds.items()]
     peak, bandwidth = roofline['peak'], roofline['bandwidth']
     ridge, here = peak / bandwidth, plan['intensity']
     low, high = min(ridge, here) / 8, max(ridge, here) * 8

@@ -13,6 +13,7 @@ from typing import Any
 from lm import chips
 from lm.config import ModelConfig
 
+
 def peak_flops(device: Any) -> float | None:
     """Returns a device's peak rate for dense bf16 products, or None where it is not known (CPU)."""
     chip = chips.of(device)

@@ -4,10 +4,12 @@ A program can be compiled for them and looked at, and not be run. It takes the c
 `python -m pip install -e '.[plan]'`.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,7 +24,7 @@ TPUS = {
     'v6e': (2, {}),
     'tpu7x': (3, {}),
 }
-# Name -> what differs in XLA's text of the chip (`h200.txtpb`); the chip itself is the same, its memory not.
+# Name -> what differs in XLA's text of the chip (`h200.txtpb`); the chip is the same, its memory not.
 GPUS = {
     'h100': {
         'memory_bandwidth: 4800000000000': 'memory_bandwidth: 3350000000000',
@@ -63,24 +65,44 @@ def _tpus(kind: str, shape: str, place: str) -> list[jax.Device]:
         raise InputError(f"{place} needs TPU's compiler: {_INSTALL}")
     dimensions, options = TPUS[kind]
     right = f'{kind}:{"x".join(["2"] * 2 + ["1"] * (dimensions - 2))}'
-    if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){%d}' % (dimensions - 1), shape):
-        raise InputError(f"{place}: its chips have {dimensions} dimensions. Did you mean '{right}'?")
-    # libtpu would ask a cloud machine which TPU it has; and no TPU is held, so others may do as much.
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+    if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', shape) or shape.count('x') != dimensions - 1:
+        raise InputError(
+            f"{place}: its chips have {dimensions} dimensions. Did you mean '{right}'?"
+        )
     from jax.experimental import topologies
 
     sizes = [int(size) for size in shape.split('x')]
     if math.prod(sizes) == 1:
         options = options | {'chips_per_host_bounds': (1, 1, 1)}
     try:
-        made = topologies.get_topology_desc(
-            platform='tpu', topology_name=f'{kind}:{shape}', **options
-        )
+        with _no_machine():
+            made = topologies.get_topology_desc(
+                platform='tpu', topology_name=f'{kind}:{shape}', **options
+            )
     except jax.errors.JaxRuntimeError as error:
         message = ' '.join(str(error).split())
         raise InputError(f"{place}: {message} Did you mean '{right}'?") from None
     return list(made.devices)
+
+
+@contextlib.contextmanager
+def _no_machine() -> Iterator[None]:
+    """Keeps libtpu from asking a cloud which TPU this machine is, and from complaining that it is none."""
+    told = {
+        'TPU_SKIP_MDS_QUERY': '1',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # No TPU is held, so others may do as much.
+        'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+        'TPU_WORKER_HOSTNAMES': 'localhost',
+        'TPU_WORKER_ID': '0',
+    }
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update({name: value for name, value in told.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 def _gpus(kind: str, count: int) -> list[jax.Device]:
@@ -98,10 +120,8 @@ def _gpus(kind: str, count: int) -> list[jax.Device]:
 
 def _cpus(count: int, place: str) -> list[jax.Device]:
     """Devices of this machine, which share its cores and memory."""
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX may have its devices already.
         jax.config.update('jax_num_cpu_devices', count)
-    except RuntimeError:
-        pass  # JAX has its devices already.
     found = jax.devices('cpu')
     if len(found) < count:
         raise InputError(f'{place}: this process has {len(found)} CPU devices.')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from lm import attention
+from lm import attention, backend
 from lm.attention import choose, dense, splash, splash_parts, table
 from lm.attention.block import PLAIN, Extras
 from lm.attention.choose import Case
