@@ -301,8 +301,8 @@ def gb(size: float | None) -> str:
 def meshes(config: Config, on: Target) -> Iterator[configs.MeshConfig]:
     """Yields meshes over the devices, those that keep most of the config's first.
 
-    All ways to share the devices among `data`, `fsdp` and `tensor`, `tensor` at most 8; the other axes are as
-    the config has them, or 1 where they do not divide the devices.
+    All ways to share the devices among `data`, `fsdp` and `tensor`, `tensor` at most 8; the other axes are
+    as the config has them, or 1 where they do not divide the devices.
     """
     count = len(on.devices)
     others = [axis for axis in mesh.AXES if axis not in ('data', 'fsdp', 'tensor')]

@@ -1,5 +1,7 @@
 """What is read from the text of a compiled program, against texts counted by hand."""
 
+# ruff: noqa: E501  lines of programs
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +88,7 @@ def test_collectives_are_counted_by_kind_axis_and_line():
 
 
 def test_bytes_moved():
-    # Of the loop: x, w and y of the product, and next to nothing for the counter; a gather's are not counted.
+    # Of the loop: x, w and y of the product, and little for the counter; a gather's are not counted.
     product = 4 * (8 * 16 + 16 * 16 + 8 * 16)
     counter = 3 * 4 + 2 * 4 + 1
     around = 4 * (2 * 8 * 16 + 8 * 16 + 1 + 1)  # A copy, and the sum.
@@ -132,14 +134,12 @@ def test_axes_of_groups():
     [
         # [30, 1024, 768] x [768, 12, 64]; a window of 12 places sees one head at each.
         (
-            '%c = f32[30,1024,12,64] convolution(%l, %r), window={size=1x12 pad=0_0x11_11 '
-            'rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f',
+            '%c = f32[30,1024,12,64] convolution(%l, %r), window={size=1x12 pad=0_0x11_11 rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f',
             2 * 30 * 1024 * 768 * 12 * 64,
         ),
         # [30, 12, 128, 64] x [30, 12, 64, 128], row by row and head by head.
         (
-            '%c = f32[30,12,128,128] convolution(%l, %r), window={size=30x12 stride=29x11 '
-            'lhs_dilate=30x12}, dim_labels=01bf_01oi->01bf',
+            '%c = f32[30,12,128,128] convolution(%l, %r), window={size=30x12 stride=29x11 lhs_dilate=30x12}, dim_labels=01bf_01oi->01bf',
             2 * 30 * 12 * 128 * 128 * 64,
         ),
     ],
