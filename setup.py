@@ -12,6 +12,14 @@ CORPUS = [
     'warcio>=1.7',
 ]
 
+PLAN = [
+    'jax==0.10.2',
+    'libtpu==0.0.42.1',
+    'jax-cuda12-plugin==0.10.2',
+    'jax-cuda12-pjrt==0.10.2',
+    'nvidia-cuda-nvcc-cu12>=12.6',
+]
+
 setup(
     name='lm',
     version='0.1.0',
@@ -20,6 +28,7 @@ setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.11',
     packages=find_packages(include=['lm', 'lm.*', 'configs', 'configs.*']),
+    package_data={'lm': ['*.txtpb']},
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.8; sys_platform == "linux"',
@@ -46,8 +55,11 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10'],
-        # TPU's compiler, to compile for TPUs that are not there: the release that jax[tpu] 0.10.2 pins.
-        'aot': ['libtpu==0.0.42.1; platform_machine == "x86_64" and sys_platform == "linux"'],
+        # Compilers for what is not there (`--mode=plan --topology=...`): TPU's, the release that jax[tpu]
+        # 0.10.2 pins, and NVIDIA's, whose release is that of JAX.
+        'plan': [
+            f'{wheel}; platform_machine == "x86_64" and sys_platform == "linux"' for wheel in PLAN
+        ],
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
         'corpus': CORPUS,

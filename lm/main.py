@@ -12,6 +12,8 @@ The same start again goes on where the last one ended. Then, on what it trained:
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
+What a step takes on chips that are not here: memory, time, cost (pip install -e '.[plan]'):
+  python -m lm.main --config=configs/gpt2_124m.py --mode=plan --topology=v5e:4x4 --price=1.2
 What a vocabulary comes to on texts, beside others and against its size (--config.tokenizer.kind=bpe, ...):
   python -m lm.main --config=configs/quickstart.py --mode=vocabulary --compare=path/to/gpt2
   python -m lm.main --mode=vocabulary --source=en=text:a.txt --source=zh=text:b.txt
@@ -32,7 +34,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from lm import command, memory
+from lm import command, environment, memory
 from lm.config import load, parse, put
 from lm.errors import InputError, lookup
 
@@ -48,7 +50,7 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_string(
     'mode',
     'train',
-    'train | evaluate | generate | translate | lr_find | compare | import | export | vocabulary.',
+    'train | evaluate | generate | translate | lr_find | plan | compare | import | export | vocabulary.',
 )
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
@@ -156,11 +158,24 @@ _BYTES = flags.DEFINE_integer(
 _IDENTIFY = flags.DEFINE_bool(
     'identify', False, "vocabulary: tell languages by py3langid (pip install -e '.[corpus]')."
 )
+_TOPOLOGY = flags.DEFINE_string(
+    'topology',
+    '',
+    'plan: chips that need not be here: v4:2x2x1 | v5e:4x4 | v5p:2x2x2 | v6e:4x4 | tpu7x:2x2x1 | h100:8 | '
+    'h200:8 | cpu:8. Default: the devices of this machine.',
+)
+_PRICE = flags.DEFINE_float('price', None, 'plan: dollars for an hour of a chip.', 0)
+_SWEEP = flags.DEFINE_bool(
+    'sweep',
+    False,
+    'plan: try meshes, what is computed again (remat) and batch sizes, and rank them.',
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
 )
 
 
+environment.only_cpu_where_nothing_else_is()
 # What XLA and JAX say of themselves (backends that are not there, layouts) is no help; errors are.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
@@ -321,6 +336,25 @@ def _lr_find() -> None:
     _say(f'Plot: {_workdir() / "lr_find.png"}')
 
 
+def _plan() -> None:
+    from lm import page, plan, plan_report, plan_sweep
+    from lm.run import read_config
+
+    of_run = _WORKDIR.value and _CONFIG.value is None
+    config = parse(ConfigDict(read_config(_workdir())) if of_run else _config())
+    on = plan.target(_TOPOLOGY.value, _PRICE.value)
+    workdir = _workdir()
+    found = plan.plan(config, on, workdir)
+    _say(plan_report.lines(found))
+    tried = plan_sweep.sweep(config, on) if _SWEEP.value else []
+    if tried:
+        _say(page.text_table(*plan_report.sweep_table(tried)))
+    name = _TOPOLOGY.value.replace(':', '_') or 'here'
+    output = workdir if _WORKDIR.value else Path('runs/plan') / f'{workdir.name}_{name}'
+    plan_report.write(output, found, tried)
+    _say(f'Plan: {output / "plan.html"}')
+
+
 def _compare() -> None:
     from lm.compare import compare
 
@@ -410,6 +444,7 @@ MODES: dict[str, Callable[[], None]] = {
     'generate': _generate,
     'translate': _translate,
     'lr_find': _lr_find,
+    'plan': _plan,
     'compare': _compare,
     'import': _import,
     'export': _export,

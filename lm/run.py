@@ -261,17 +261,21 @@ def _check_evaluated(config: Config) -> None:
         )
 
 
-def check_mesh(config: Config) -> Mesh:
+def check_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh, after checking that it divides the batches.
+
+    Args:
+        config: the config.
+        devices: those to lay it over, which need not be here. None: all that are.
 
     Raises:
         InputError: it does not, or does not fit the devices, or there is no device.
     """
     try:
-        jax.devices()
+        devices = devices or jax.devices()
     except RuntimeError as error:  # JAX_PLATFORMS names what this machine does not have.
         raise InputError(f'JAX finds no device: {" ".join(str(error).split())}') from None
-    device_mesh = mesh.make(config.mesh)
+    device_mesh = mesh.make(config.mesh, devices)
     parts = config.optimizer.accumulation
     stages.check(config.model, device_mesh)
     micro = stages.micro_batches(config.model, device_mesh)

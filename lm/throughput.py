@@ -10,28 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lm import chips
 from lm.config import ModelConfig
-
-# Dense bf16 matrix products, FLOP/s a device, from the vendors' data sheets, by a part of `device_kind`.
-# The first that matches counts.
-PEAK_FLOPS = (
-    ('TPU v6', 918e12),
-    ('TPU v5 lite', 197e12),
-    ('TPU v5e', 197e12),
-    ('TPU v5', 459e12),
-    ('TPU v4', 275e12),
-    ('H200', 990e12),
-    ('H100', 990e12),
-    ('A100', 312e12),
-    ('L40', 181e12),
-    ('L4', 121e12),
-    ('T4', 65e12),
-)
 
 
 def peak_flops(device: Any) -> float | None:
     """Returns a device's peak rate for dense bf16 products, or None where it is not known (CPU)."""
-    return next((rate for name, rate in PEAK_FLOPS if name in device.device_kind), None)
+    chip = chips.of(device)
+    return chip.flops if chip else None
 
 
 def flops_per_token(
