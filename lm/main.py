@@ -22,6 +22,7 @@ Start from a published model (a folder of Hugging Face's form), train it further
   python -m lm.main --mode=export --workdir=runs/quickstart --to=program --format=stablehlo
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -157,7 +158,27 @@ _IDENTIFY = flags.DEFINE_bool(
     'identify', False, "vocabulary: tell languages by py3langid (pip install -e '.[corpus]')."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
+    'distributed',
+    False,
+    'Join the other processes of a TPU pod, of Slurm, of Kubernetes (JobSet) or of Open MPI, which say '
+    'where they are. Elsewhere --coordinator, --processes and --process say it.',
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0, the same on all. The port after it is taken too.'
+)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are.', 1)
+_PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is, from 0 on.', 0)
+_JOIN_LIMIT = flags.DEFINE_float(
+    'join_limit', 300.0, 'Seconds until all processes have come; then those that have stop.', 1.0
+)
+_SILENCE_LIMIT = flags.DEFINE_float(
+    'silence_limit', 30.0, 'Seconds without a sign of a process; then all others stop.', 1.0
+)
+_STALL_LIMIT = flags.DEFINE_float(
+    'stall_limit',
+    3600.0,
+    'Seconds in which a process takes no step, as while it compiles; then all stop.',
+    1.0,
 )
 
 
@@ -419,22 +440,18 @@ MODES: dict[str, Callable[[], None]] = {
 
 def main(arguments: list[str]) -> None:
     """Runs the mode that the flags name; bad input is one line and exit code 2."""
-    with command.errors_as_lines():
+    with contextlib.ExitStack() as stack:
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            from lm import hosts
+
+            stack.enter_context(command.errors_as_lines(hosts.leave))
+            limits = hosts.Limits(_JOIN_LIMIT.value, _SILENCE_LIMIT.value, _STALL_LIMIT.value)
+            asked = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+            stack.enter_context(hosts.joined(*hosts.find(*asked, limits), limits))
+        else:
+            stack.enter_context(command.errors_as_lines())
         command.no_more(arguments)
-        if _DISTRIBUTED.value:
-            _join_hosts()
         lookup(MODES, _MODE.value, '--mode')()
-
-
-def _join_hosts() -> None:
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f'--distributed: JAX finds no other hosts to join: {" ".join(str(error).split())}'
-        ) from None
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

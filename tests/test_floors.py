@@ -13,6 +13,7 @@ FLOORS = [
         *('pretrained_tokenizer', 'vocabulary', 'codes'),
         *('tokenizer_base', 'sentencepiece_tokenizer', 'words_tokenizer', 'fertility'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics', 'command'),
+        *('hosts', 'watch', 'rows'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},
