@@ -69,7 +69,7 @@ class Limits(NamedTuple):
     @property
     def interval(self) -> float:
         """Between two beats."""
-        return self.silence / 6
+        return min(self.silence, self.stall) / 6
 
 
 class _Lines:

@@ -45,9 +45,16 @@ class Processes:
             'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
             'TF_CPP_MIN_LOG_LEVEL': '2',
         }
-        with open(self._path(number, 'out'), 'wb') as out, open(self._path(number, 'err'), 'wb') as err:
+        with (
+            open(self._path(number, 'out'), 'wb') as out,
+            open(self._path(number, 'err'), 'wb') as err,
+        ):
             process = subprocess.Popen(
-                [*prefix, sys.executable, *command], cwd=ROOT, env=environment, stdout=out, stderr=err
+                [*prefix, sys.executable, *command],
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=err,
             )
         self._all.append(process)
         return number
