@@ -23,9 +23,6 @@ from lm import command, watch
 from lm.errors import InputError
 from lm.watch import Limits, Place
 
-_SEEN = (
-    20.0  # Seconds until a file is seen on all hosts: NFS remembers for some what was not there.
-)
 # What collectives and JAX's own messages say when it is another process that is gone.
 _OTHERS = ('Gloo', 'onnection', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'NCCL', 'heartbeat')
 
@@ -218,7 +215,7 @@ def check_shared(workdir: Path, name: str) -> None:
         _member.tell('workdir', (workdir / name).read_text())
         return
     written = _member.hear('workdir')
-    until = time.monotonic() + _SEEN
+    until = time.monotonic() + _member.limits.silence  # NFS remembers what was not there.
     while _read(workdir / name) != written:
         if time.monotonic() > until:
             raise InputError(

@@ -275,7 +275,7 @@ class Member:
             name: of the host.
             last_step: of the newest checkpoint, for people; None is none.
         """
-        self._place, self._limits, self._last_step = place, limits, last_step
+        self._place, self.limits, self._last_step = place, limits, last_step
         self.name = name_of(name, place.index, place.count)
         self.marks, self.step = 0, 0
         self._told: dict[str, Any] = {}
@@ -290,24 +290,24 @@ class Member:
 
     def _connect(self) -> _Lines:
         host, port = self._place.hub
-        until = time.monotonic() + self._limits.join
+        until = time.monotonic() + self.limits.join
         while True:
             try:
-                connection = socket.create_connection((host, port), self._limits.interval)
+                connection = socket.create_connection((host, port), self.limits.interval)
                 break
             except OSError as error:
                 if time.monotonic() > until:
                     self.end(
                         f'{self.name}: process 0 did not answer at {host}:{port} within '
-                        f'{self._limits.join:g} s: {error}.',
+                        f'{self.limits.join:g} s: {error}.',
                         TRY_AGAIN,
                     )
-                time.sleep(min(0.2, self._limits.interval))
+                time.sleep(min(0.2, self.limits.interval))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _Lines(connection)
 
     def _work(self) -> None:
-        limits = self._limits
+        limits = self.limits
         heard = looked = time.monotonic()
         sent = 0.0
         while not self._leaves:
@@ -365,7 +365,7 @@ class Member:
 
     def await_end(self) -> None:
         """Waits for the line that ends all, as long as it may take; returns where there is none."""
-        time.sleep(self._limits.silence + 3 * self._limits.interval)
+        time.sleep(self.limits.silence + 3 * self.limits.interval)
 
     def bye(self) -> None:
         """Leaves, as all do."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 _COMPILED = os.environ.get('LM_TEST_PROGRAMS') or tempfile.mkdtemp()
 QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 # What a loaded machine takes for a start, and then some.
-LIMIT = 600.0
+LIMIT = 300.0
 
 
 class End(NamedTuple):
@@ -77,10 +78,14 @@ class Processes:
 
     def await_text(self, number: int, text: str) -> None:
         """Returns when one has written a text."""
+        self.await_that(number, lambda: text in self._path(number, 'out').read_text())
+
+    def await_that(self, number: int, condition: Callable[[], bool]) -> None:
+        """Returns when a condition holds, which one brings about."""
         until = time.monotonic() + LIMIT
-        while not any(text in self._path(number, kind).read_text() for kind in ('out', 'err')):
+        while not condition():
             assert self._all[number].poll() is None, self.end(number)
-            assert time.monotonic() < until, f'{text!r} did not come'
+            assert time.monotonic() < until
             time.sleep(0.02)
 
     def __enter__(self) -> 'Processes':

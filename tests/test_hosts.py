@@ -15,6 +15,7 @@ import pytest
 import lm
 from lm import hosts, watch
 from lm.errors import InputError
+from lm.writer import read_metrics
 from tests import command_line
 from tests.processes import Processes, free_address
 
@@ -70,6 +71,11 @@ def all_end(processes, numbers, code):
     return found[0].err
 
 
+def await_step(processes, numbers, workdir, step):
+    """Returns when so many steps are taken."""
+    processes.await_that(numbers[0], lambda: len(read_metrics(workdir)) >= step)
+
+
 @pytest.fixture
 def processes(tmp_path):
     with Processes(tmp_path / 'processes') as found:
@@ -113,9 +119,8 @@ def losses(workdir):
 @pytest.mark.parametrize('mesh', MESHES)
 def test_four_hosts_train_as_one(mesh, whole):
     one, four = whole(mesh, 1), whole(mesh, 4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *map(params, (one, four))
-    )
+    both = map(params, (one, four))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *both)
     np.testing.assert_allclose(losses(one), losses(four), rtol=0, atol=1e-5)
     assert losses(one)[-1] < losses(one)[0] - 0.1
     starts = [event for event in lm.run.read_history(four) if event['event'] == 'start']
@@ -128,7 +133,7 @@ def test_four_hosts_train_as_one(mesh, whole):
 def test_a_preempted_host_stops_all_and_any_number_goes_on(text, whole, processes, tmp_path):
     mesh, workdir = MESHES['fsdp x tensor'], tmp_path / 'run'
     numbers = join(processes, 4, 2, options(text, workdir, mesh))
-    processes.await_text(numbers[0], 'step 1/')
+    await_step(processes, numbers, workdir, 1)
     processes.signal(numbers[2], signal.SIGTERM)
     all_end(processes, numbers, 0)
     (step,) = (int(path.name) for path in (workdir / 'checkpoints').iterdir())
@@ -157,7 +162,7 @@ def test_a_preempted_host_stops_all_and_any_number_goes_on(text, whole, processe
 def test_all_stop_when_a_host_is_gone(victim, what, says, text, processes, tmp_path):
     command = options(text, tmp_path / 'run', {}, train__steps=10**6, checkpoint__every=2)
     numbers = join(processes, 2, 1, command)
-    processes.await_text(numbers[0], 'step 10/')
+    await_step(processes, numbers, tmp_path / 'run', 10)
     processes.signal(numbers[victim], what)
     end = processes.end(numbers[1 - victim], 60)
     assert end.code == watch.TRY_AGAIN, end
@@ -221,19 +226,8 @@ def two_hosts():
         try:
             for name in names:
                 ip('netns', 'add', name)
-            ip(
-                'link',
-                'add',
-                names[0],
-                'netns',
-                names[0],
-                'type',
-                'veth',
-                'peer',
-                names[1],
-                'netns',
-                names[1],
-            )
+            ends = [('name', name, 'netns', name) for name in names]
+            ip('link', 'add', *ends[0], 'type', 'veth', 'peer', *ends[1])
         except subprocess.CalledProcessError as error:
             pytest.skip(f'no networks can be made here: {error.stderr.strip()}')
         for number, (name, folder) in enumerate(zip(names, folders, strict=True), 1):
@@ -256,7 +250,7 @@ def test_a_cut_link_stops_both_hosts(two_hosts, text, processes, tmp_path):
     command = options(text, tmp_path / 'run', {'fsdp': 2, 'data': 1}, train__steps=10**6)
     prefixes = [('ip', 'netns', 'exec', name) for name in two_hosts]
     numbers = join(processes, 2, 1, command, address='10.77.0.1:4000', prefixes=prefixes)
-    processes.await_text(numbers[0], 'step 10/')
+    await_step(processes, numbers, tmp_path / 'run', 10)
     ip('-n', two_hosts[1], 'link', 'set', two_hosts[1], 'down')
     for number, other in zip(numbers, (1, 0), strict=True):
         end = processes.end(number, 60)
