@@ -9,6 +9,9 @@ The same start again goes on where the last one ended. Then, on what it trained:
   python -m lm.main --workdir=runs/quickstart --mode=evaluate --tasks=hellaswag,blimp
   python -m lm.main --workdir=runs/quickstart --mode=generate --prompt="Return the"
   python -m lm.main --workdir=runs/de_en --mode=translate --source=text:mono.de --output=synthetic.tsv
+On several hosts the same on each of them; elsewhere than on TPU pods, Slurm and Kubernetes with who is who:
+  python -m lm.main --config=configs/quickstart.py --workdir=/shared/run --distributed
+  python -m lm.main --config=... --workdir=... --coordinator=node0:1234 --processes=2 --process=0
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
