@@ -23,6 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers as managers
 
 from lm import mesh, tree
@@ -43,6 +45,12 @@ def _snapshot(state: Any, fingerprint: Callable[[Any], jax.Array]) -> Any:
 
 def _compile_fingerprint(shapes: Any) -> Callable[[Any], jax.Array]:
     return jax.jit(tree.fingerprint).lower(shapes).compile()
+
+
+def _replicated(shapes: Any) -> Sharding:
+    """Returns the sharding of a number that all devices of a state have."""
+    sharding = jax.tree.leaves(shapes)[0].sharding
+    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else sharding
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
@@ -84,7 +92,7 @@ class Checkpoints:
         Args:
             workdir: the run's folder.
             config: how many to keep.
-            say: prints a line for a person.
+            say: prints a line for a person; called on the first host only.
             read_only: to look only, while another process may be saving: nothing is removed or moved.
         """
         # Orbax narrates every save; what goes wrong is raised too.
@@ -92,7 +100,8 @@ class Checkpoints:
         _ignore_late_futures()
         self.folder = Path(workdir).absolute() / 'checkpoints'
         self._aside = self.folder.parent / 'unreadable'
-        self._say, self._keep, self._read_only = say, config, read_only
+        self._say = say if jax.process_index() == 0 else lambda line: None
+        self._keep, self._read_only = config, read_only
         # One thread: saves come one after the other, in the same order on all hosts.
         self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
         self._saving: concurrent.futures.Future[None] | None = None
@@ -231,7 +240,9 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
-        target = {'state': shapes, 'fingerprint': jax.ShapeDtypeStruct((), jnp.uint32)}
+        # Without a sharding Orbax would take that of the hosts that saved it.
+        fingerprint = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_replicated(shapes))
+        target = {'state': shapes, 'fingerprint': fingerprint}
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(

@@ -5,7 +5,7 @@ import errno
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,36 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
-def errors_as_lines() -> Iterator[None]:
-    """Ends the program with a line where the block raises what is no bug."""
+def errors_as_lines(
+    before: Callable[[str, int], None] = lambda line, code: None,
+) -> Iterator[None]:
+    """Ends the program with a line where the block raises what is no bug.
+
+    Args:
+        before: called with the line and the exit code before that.
+    """
     try:
         yield
-    except InputError as error:
-        leave(error, 2)
-    except RunStopped as error:
-        leave(error, 1)
-    except OSError as error:
-        if error.errno not in _REFUSALS:
+    except BaseException as error:
+        found = as_line(error)
+        if not found:
             raise
-        leave(f"'{error.filename}': {error.strerror}." if error.filename else error.strerror, 2)
-    except KeyboardInterrupt:
-        leave('interrupted; the same command goes on from what is kept.', 130)
+        before(*found)
+        leave(*found)
+
+
+def as_line(error: BaseException) -> tuple[str, int] | None:
+    """Returns the line and the exit code of what is no bug; None of what is."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, RunStopped):
+        return str(error), 1
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        place = f"'{error.filename}': " if error.filename else ''
+        return f'{place}{error.strerror}' + '.' * bool(place), 2
+    if isinstance(error, KeyboardInterrupt):
+        return 'interrupted; the same command goes on from what is kept.', 130
+    return None
 
 
 def leave(error: object, code: int) -> None:

@@ -9,6 +9,9 @@ The same start again goes on where the last one ended. Then, on what it trained:
   python -m lm.main --workdir=runs/quickstart --mode=evaluate --tasks=hellaswag,blimp
   python -m lm.main --workdir=runs/quickstart --mode=generate --prompt="Return the"
   python -m lm.main --workdir=runs/de_en --mode=translate --source=text:mono.de --output=synthetic.tsv
+On several hosts the same on each of them; elsewhere than on TPU pods, Slurm and Kubernetes with who is who:
+  python -m lm.main --config=configs/quickstart.py --workdir=/shared/run --distributed
+  python -m lm.main --config=... --workdir=... --coordinator=node0:1234 --processes=2 --process=0
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
@@ -24,6 +27,7 @@ Start from a published model (a folder of Hugging Face's form), train it further
   python -m lm.main --mode=export --workdir=runs/quickstart --to=program --format=stablehlo
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -171,7 +175,27 @@ _SWEEP = flags.DEFINE_bool(
     'plan: try meshes, what is computed again (remat) and batch sizes, and rank them.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
+    'distributed',
+    False,
+    'Join the other processes of a TPU pod, of Slurm, of Kubernetes (JobSet) or of Open MPI, which say '
+    'where they are. Elsewhere --coordinator, --processes and --process say it.',
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0, the same on all. The port after it is taken too.'
+)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are.', 1)
+_PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is, from 0 on.', 0)
+_JOIN_LIMIT = flags.DEFINE_float(
+    'join_limit', 300.0, 'Seconds until all processes have come; then those that have stop.', 1.0
+)
+_SILENCE_LIMIT = flags.DEFINE_float(
+    'silence_limit', 30.0, 'Seconds without a sign of a process; then all others stop.', 1.0
+)
+_STALL_LIMIT = flags.DEFINE_float(
+    'stall_limit',
+    3600.0,
+    'Seconds in which a process takes no step, as while it compiles; then all stop.',
+    1.0,
 )
 
 
@@ -454,22 +478,18 @@ MODES: dict[str, Callable[[], None]] = {
 
 def main(arguments: list[str]) -> None:
     """Runs the mode that the flags name; bad input is one line and exit code 2."""
-    with command.errors_as_lines():
+    with contextlib.ExitStack() as stack:
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            from lm import hosts
+
+            stack.enter_context(command.errors_as_lines(hosts.leave))
+            limits = hosts.Limits(_JOIN_LIMIT.value, _SILENCE_LIMIT.value, _STALL_LIMIT.value)
+            asked = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+            stack.enter_context(hosts.joined(*hosts.find(*asked, limits), limits))
+        else:
+            stack.enter_context(command.errors_as_lines())
         command.no_more(arguments)
-        if _DISTRIBUTED.value:
-            _join_hosts()
         lookup(MODES, _MODE.value, '--mode')()
-
-
-def _join_hosts() -> None:
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f'--distributed: JAX finds no other hosts to join: {" ".join(str(error).split())}'
-        ) from None
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -9,7 +9,6 @@ parameter that no rule covers is an error, so that none is replicated by oversig
 """
 
 import collections
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from lm import tree
 from lm.config import MeshConfig
 from lm.errors import InputError, lookup
+from lm.rows import HostRows
 
 # From the outermost, whose devices talk least, to the innermost, whose talk most.
 AXES = ('stage', 'data', 'fsdp', 'expert', 'sequence', 'tensor')
@@ -210,12 +210,6 @@ def check_batch(
             f'{f" x model.pipeline_microbatches {micro_batches}" if micro_batches > 1 else ""}). '
             f'The nearest that can: {max(parts, round(rows / parts) * parts)}.'
         )
-    inner = mesh.shape['tensor'] * mesh.shape['sequence']
-    if jax.process_count() > 1 and jax.local_device_count() % inner:
-        raise InputError(
-            f'mesh.tensor x mesh.sequence = {inner} must divide the {jax.local_device_count()} devices of '
-            'each host: a row of a batch lies on one host.'
-        )
     if length % mesh.shape['sequence']:
         parts = mesh.shape['sequence']
         divisors = (n for n in range(1, length + 1) if length % n == 0)
@@ -303,18 +297,46 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def rows_here(mesh: Mesh) -> HostRows:
+    """Returns which rows of each batch the devices of this host hold.
+
+    Hosts that hold the same ones, as where a stage, positions or heads are split over them, each make them.
+    """
+    split = [mesh.shape[axis] for axis in ROWS]
+    where = [AXES.index(axis) for axis in ROWS]
+    own = {
+        int(np.ravel_multi_index([place[axis] for axis in where], split))
+        for place, device in np.ndenumerate(mesh.devices)
+        if device.process_index == jax.process_index()
+    }
+    return HostRows(row_shards(mesh), tuple(sorted(own)))
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
     """Puts this host's rows on its devices, as parts of the global batch.
 
     Args:
-        batch: arrays `[B / hosts, T]` by name, this host's contiguous rows; of several tasks by task.
+        batch: arrays `[rows, T]` by name, the rows of `rows_here` in their order; of several tasks by task.
         mesh: the device mesh.
 
     Returns:
         Global arrays `[B, T]`. The transfer goes on while this returns.
     """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), batch)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    parts, own = rows_here(mesh)
+
+    def array(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(own)
+
+        def held(index: tuple[slice, ...]) -> np.ndarray:
+            start = own.index((index[0].start or 0) // size) * size
+            return rows[start : start + size, *index[1:]]
+
+        return jax.make_array_from_callback((size * parts, *rows.shape[1:]), sharding, held)
+
+    return jax.tree.map(array, batch)
 
 
 def prefetch(items: Iterable[Any], size: int, function: Callable[[Any], Any]) -> Iterator[Any]:

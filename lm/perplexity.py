@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lm import mesh
+from lm import hosts, mesh
 from lm import run as runs
 from lm.data import features, pipeline
 from lm.run import Run
@@ -58,8 +58,7 @@ def perplexity(
         # With several tasks it is for those that can.
         stride=config.eval.stride if run.objective.slides or not run.task else 0,
         batch_size=runs.evaluation_rows(config),
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
+        rows=mesh.rows_here(run.mesh),
     )
     count = min(batches, len(dataset)) if batches else len(dataset)
     ahead = mesh.prefetch(
@@ -70,6 +69,7 @@ def perplexity(
     with jax.set_mesh(run.mesh):
         for batch in bar(ahead, count, label):
             pending.append(run.steps.evaluate(params, batch, run.task))
+            hosts.reached()
             if len(pending) > 1:  # one batch late, so that the device never waits
                 totals.update(_floats(pending.pop(0)))
         for sums in pending:

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import re
+import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,6 +43,7 @@ from lm.step import Rates, Steps
 from lm.writer import atomic_write
 
 SPLITS = ('train', 'valid', 'test')
+LOCK = '.lock'  # In the workdir: who trains there.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +311,14 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     """
     if _present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
-    return train_tokenizer(config)
+    if jax.process_count() == 1:
+        return train_tokenizer(config)
+    if jax.process_index() == 0:
+        _new_tokenizer(workdir, train_tokenizer(config))
+    mesh.barrier('tokenizer')  # The others read what the first has made.
+    text = tokenizer.load(workdir / '.tokenizer')
+    mesh.barrier('tokenizer read')
+    return text
 
 
 def train_tokenizer(config: Config) -> tokenizer.Tokenizer:
@@ -398,12 +408,12 @@ def mixture(run: Run, trained: Mapping[str, blend.Blend]) -> mixtures.Mixture:
         trained: of its tasks, as `blends`.
 
     Raises:
-        InputError: hosts do not divide a batch, or `config.multitask` cannot be.
+        InputError: `config.multitask` cannot be.
     """
     config = run.config
     weights = configs.task_weights(config) or {'': (1.0, 1.0)}
-    host = jax.process_index(), jax.process_count()
-    datasets = {task: each.dataset(*host) for task, each in trained.items()}
+    rows_here = mesh.rows_here(run.mesh)
+    datasets = {task: each.dataset(rows_here) for task, each in trained.items()}
     first, last = np.array(list(weights.values())).T
     rows = np.array([each.rows for each in trained.values()], float)
     tasks = mixtures.Tasks(tuple(datasets), first, last, rows)
@@ -482,10 +492,16 @@ def begin(workdir: Path, config: Config, text: tokenizer.Tokenizer) -> None:
         return
     atomic_write(workdir / 'config.json', json.dumps(_as_json(config), indent=2) + '\n')
     if not (workdir / text.file).exists():
-        partial = workdir / '.tokenizer'  # A kill leaves no half of it under its own name.
-        partial.mkdir(exist_ok=True)
-        text.save(partial).replace(workdir / text.file)
-        partial.rmdir()
+        made = _new_tokenizer(workdir, text)  # A kill leaves no half of it under its own name.
+        made.replace(workdir / text.file)
+        made.parent.rmdir()
+
+
+def _new_tokenizer(workdir: Path, text: tokenizer.Tokenizer) -> Path:
+    partial = workdir / '.tokenizer'
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    return text.save(partial)
 
 
 def _present(workdir: Path, *names: str) -> list[str]:
@@ -494,6 +510,11 @@ def _present(workdir: Path, *names: str) -> list[str]:
 
 def _as_json(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(configs.to_dict(config)))
+
+
+def facts(config: Config) -> dict[str, Any]:
+    """Returns a config's values (JSON) by their keys, `model.num_layers`."""
+    return dict(configs.flatten(_as_json(config)))
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -534,7 +555,7 @@ def lock(workdir: Path) -> contextlib.AbstractContextManager:
     """
     if jax.process_index() != 0:
         return contextlib.nullcontext()
-    file = open(workdir / '.lock', 'w')  # noqa: SIM115  held open
+    file = open(workdir / LOCK, 'a')  # noqa: SIM115  held open
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -544,6 +565,9 @@ def lock(workdir: Path) -> contextlib.AbstractContextManager:
         ) from None
     except OSError:
         pass  # a file system without locks
+    file.truncate(0)
+    file.write(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}\n')
+    file.flush()
     return file
 
 

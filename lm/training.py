@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import memory, mesh, report, throughput, tree
+from lm import hosts, memory, mesh, report, throughput, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.data.blend import Blend
@@ -51,15 +51,20 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     started = time.time()
     config = configs.parse(config)
     workdir = Path(workdir)
+    hosts.same('config', runs.facts(config))
     device_mesh = runs.check_mesh(config)
     runs.open_workdir(workdir, config)
     with runs.lock(workdir), contextlib.ExitStack() as stack:
+        hosts.check_shared(workdir, runs.LOCK)
         # ---------------------------------------------------------------- build
         text = runs.build_tokenizer(config, workdir)
         run = runs.build(config, text, device_mesh)
         splits = {
             task: runs.tokenized_splits(part.config, text) for task, part in run.tasks.items()
         }
+        hosts.same(
+            'data', {f'{t} {n}': s.key for t, part in splits.items() for n, s in part.items()}
+        )
         trained = runs.blends(run, splits)
         mixture = runs.mixture(run, trained)
         runs.begin(workdir, config, text)
@@ -156,6 +161,7 @@ class Loop:
                     state, item.batch, runs.shares(self.run, item)
                 )
                 step, self.taken = step + 1, item.taken
+                hosts.reached(step)
                 if pending:
                     self.record(pending, state)
                 item = item._replace(batch=None)  # It would stay on the device.

@@ -14,6 +14,7 @@ FLOORS = [
         *('tokenizer_base', 'sentencepiece_tokenizer', 'words_tokenizer', 'fertility'),
         *('environment', 'throughput', 'plots', 'matmul', 'backend', 'metrics', 'command'),
         *('chips', 'flops', 'hlo', 'hlo_cost', 'hlo_memory', 'topology'),
+        *('hosts', 'watch', 'rows'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},

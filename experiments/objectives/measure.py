@@ -72,8 +72,6 @@ def _answers(run: runs.Run, split: Any) -> dict[str, np.ndarray]:
         run.objective,
         stride=0,
         batch_size=runs.evaluation_rows(run.config),
-        host=0,
-        num_hosts=1,
     )
     counts: dict[str, np.ndarray] = {}
     for i in range(len(dataset)):

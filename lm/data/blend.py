@@ -21,6 +21,7 @@ from lm.data.features import TokenizedSplit
 from lm.data.mixture import Tasks
 from lm.data.pipeline import Augment, Batch, Objective, Packed
 from lm.errors import InputError, lookup
+from lm.rows import ALL, HostRows
 
 _NOISE = 1e-6  # Rows: sums of so many rates are no more exact than this.
 
@@ -52,26 +53,23 @@ class Blend:
         """The rows of all."""
         return sum(len(packed.rows) for packed in self.packed)
 
-    def dataset(self, host: int = 0, num_hosts: int = 1) -> grain.MapDataset:
+    def dataset(self, rows: HostRows = ALL) -> grain.MapDataset:
         """Returns this host's part of every batch, as `pipeline.train_dataset`.
 
         After the batches of the last step come those of the first: some are made ahead.
-
-        Raises:
-            InputError: hosts do not divide the batch.
         """
         if not self.data.corpora:
-            return pipeline.batched(self.packed[0], self.data, self.seed, host, num_hosts)
-        size = pipeline.rows_of_a_host(self.data.batch_size, num_hosts, 'config.data.batch_size')
+            return pipeline.batched(self.packed[0], self.data, self.seed, rows)
+        here = rows.of(self.data.batch_size)
         streams = [
             pipeline.train_rows(packed, self.data, self.seed + number)
             for number, packed in enumerate(self.packed)
         ]
 
         def batch(step: int) -> Batch:
-            own = self.chosen(step)[host * size : (host + 1) * size]
-            rows = [streams[corpus][row] for corpus, row in own]
-            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            chosen = self.chosen(step)
+            made = [streams[corpus][row] for corpus, row in (chosen[number] for number in here)]
+            return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
         return grain.MapDataset.range(len(self.wanted)).map(batch).repeat()
 

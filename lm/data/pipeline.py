@@ -18,6 +18,9 @@ from lm.config import DataConfig
 from lm.data import augment, pack
 from lm.data.features import TokenizedSplit
 from lm.errors import InputError
+from lm.rows import ALL, HostRows
+
+_ENDLESS = 1 << 40  # Batches.
 
 Batch = dict[str, np.ndarray]
 # (rng, n) -> at most n tokens of a random document.
@@ -294,8 +297,7 @@ def train_dataset(
     data: DataConfig,
     objective: Objective,
     seed: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    rows: HostRows = ALL,
     augmenter: Augment | None = None,
 ) -> grain.MapDataset:
     """Returns this host's part of every training batch, endless and in random order.
@@ -305,17 +307,16 @@ def train_dataset(
         data: `batch_size`, `packing`, `random_crop`, `code_dropout` and `augment` are read.
         objective: what is made of each window.
         seed: of the order, the crops and the objective.
-        host: index of this host; it gets the rows from host * B / num_hosts on of each batch.
-        num_hosts: number of hosts.
+        rows: which of each batch this host makes.
         augmenter: what `data.augment` says (`lm.data.augmenter.build`).
 
     Returns:
-        Element i is batch i: a dict of arrays [B / num_hosts, T], and [B / num_hosts, S].
+        Element i is of batch i: a dict of arrays [rows, T], and [rows, S].
 
     Raises:
-        InputError: the split has fewer rows than a batch, or hosts do not divide the batch.
+        InputError: the split has fewer rows than a batch.
     """
-    return batched(pack_train(split, data, objective, augmenter), data, seed, host, num_hosts)
+    return batched(pack_train(split, data, objective, augmenter), data, seed, rows)
 
 
 def pack_train(
@@ -349,12 +350,13 @@ def train_rows(packed: Packed, data: DataConfig, seed: int) -> grain.MapDataset:
 
 
 def batched(
-    packed: Packed, data: DataConfig, seed: int, host: int = 0, num_hosts: int = 1
+    packed: Packed,
+    data: DataConfig,
+    seed: int,
+    rows: HostRows = ALL,
 ) -> grain.MapDataset:
     """Returns what `train_dataset` does, of rows."""
-    size = rows_of_a_host(data.batch_size, num_hosts, 'config.data.batch_size')
-    # Without a remainder, since Grain's length of an endless data set overflows at size 1.
-    return train_rows(packed, data, seed).batch(size, drop_remainder=True)[host::num_hosts]
+    return _batches_of(train_rows(packed, data, seed), _ENDLESS, data.batch_size, rows)
 
 
 def describe(
@@ -388,8 +390,7 @@ def eval_dataset(
     objective: Objective,
     stride: int,
     batch_size: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    rows: HostRows = ALL,
 ) -> grain.MapDataset:
     """Returns this host's part of the batches of a whole split, once, in order.
 
@@ -402,11 +403,10 @@ def eval_dataset(
         objective: as in `train_dataset`.
         stride: tokens; see `lm.data.pack.windows`. 0 for windows side by side.
         batch_size: rows over all hosts.
-        host: index of this host.
-        num_hosts: number of hosts.
+        rows: which of each batch this host makes.
 
     Raises:
-        InputError: hosts do not divide the batch; the stride is larger than T, or the objective allows
+        InputError: the stride is larger than T, or the objective allows
             none; or there is nothing long enough to predict.
     """
     if stride and not objective.slides:
@@ -414,7 +414,6 @@ def eval_dataset(
             f'config.eval.stride = {stride} is for objectives that predict each token of a window by '
             'itself (causal, prefix, masked without pairs); set it to 0.'
         )
-    size = rows_of_a_host(batch_size, num_hosts, 'config.eval.batch_size')
     packed = pack_split(split, objective, data.packing, stride)
     if not len(packed.rows):
         what = f"the source '{split.spec}'" if split.spec else 'the list of texts'
@@ -429,11 +428,22 @@ def eval_dataset(
         row = packed.fields(packed.row(0), rng)
         return {name: np.zeros_like(value) for name, value in row.items()}
 
-    return (
-        grain.MapDataset.range(len(packed.rows) + padding)
-        .random_map(fields, seed=0)
-        .batch(size)[host::num_hosts]
-    )
+    count = len(packed.rows) + padding
+    made = grain.MapDataset.range(count).random_map(fields, seed=0)
+    return _batches_of(made, count // batch_size, batch_size, rows)
+
+
+def _batches_of(
+    stream: grain.MapDataset, count: int, batch_size: int, rows: HostRows
+) -> grain.MapDataset:
+    """Returns the rows of each of so many batches that this host makes, stacked."""
+    here = rows.of(batch_size)
+
+    def batch(number: int) -> Batch:
+        made = [stream[number * batch_size + row] for row in here]
+        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+    return grain.MapDataset.range(count).map(batch)
 
 
 def batches(dataset: grain.MapDataset, start: int = 0) -> Iterator[tuple[int, Batch]]:
@@ -477,12 +487,3 @@ def _derived(seed: int, use: str) -> int:
     """Returns a seed of 32 bits for one use, independent of those for the others."""
     entropy = [seed % 2**64, *use.encode()]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def rows_of_a_host(batch_size: int, num_hosts: int, name: str) -> int:
-    if batch_size % num_hosts:
-        raise InputError(
-            f'{name} = {batch_size} is not divisible by the number of hosts, {num_hosts}; the next '
-            f'that is: {batch_size + -batch_size % num_hosts}.'
-        )
-    return batch_size // num_hosts

@@ -13,6 +13,7 @@ from lm.data import augmenter, features, pipeline
 from lm.data.augment import AUGMENTATIONS
 from lm.data.slices import Document
 from lm.errors import InputError
+from lm.rows import ALL, HostRows
 from lm.tokenizer import BOS, EOS, UNK, Bytes, Specials
 from tests.data.test_pipeline import assert_equal, make_objective, scored, take
 from tests.test_tokenizer import SPEC, TEXT, make
@@ -45,9 +46,7 @@ def make_dataset(data, tmp_path):
         own, text = dataclasses.replace(own, **changes), tokenizer_of(name)
         split = features.from_texts(TEXTS, text)
         augment = augmenter.build(own, text, vocabulary.build(text, SPEC), split)
-        return lambda *host: pipeline.train_dataset(
-            split, own, objective, seed, *(host or (0, 1)), augment
-        )
+        return lambda rows=ALL: pipeline.train_dataset(split, own, objective, seed, rows, augment)
 
     return made
 
@@ -58,7 +57,7 @@ def test_batches_are_the_same_again_and_from_the_middle(name, make_dataset):
     one = take(made(), 8)
     assert_equal(one, take(made(), 8))
     assert_equal(one[5:], take(made(), 3, start=5))
-    halves = [take(made(host, 2), 3, start=5) for host in range(2)]
+    halves = [take(made(HostRows(2, (host,))), 3, start=5) for host in range(2)]
     both = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)]
     assert_equal(one[5:], both)
     plain = take(make_dataset(name, rate=0.0, random_crop=True)(), 8)
@@ -98,7 +97,7 @@ def test_what_is_put_in_pushes_nothing_out(packing, data):
     data = dataclasses.replace(data, batch_size=rows)
     ids = vocabulary.build(Bytes(), SPEC)
     augment = augmenter.build(data, Bytes(), ids, split)
-    for epoch in take(pipeline.train_dataset(split, data, objective, 0, 0, 1, augment), 2):
+    for epoch in take(pipeline.train_dataset(split, data, objective, 0, ALL, augment), 2):
         found, stored = scored([epoch]), collections.Counter(split.tokens.tolist())
         del stored[BOS]
         assert not stored - found
@@ -158,7 +157,7 @@ def test_of_pairs_to_be_written_only_sources_change(data):
     writes = pipeline.Objective(
         raw, 31, 1, lambda n: (n, n), 32, 32, takes=frozenset({'pair'}), writes=True
     )
-    dataset = pipeline.train_dataset(split, data, writes, 0, 0, 1, augmenter_of(data, split))
+    dataset = pipeline.train_dataset(split, data, writes, 0, ALL, augmenter_of(data, split))
     changed = 0
     for batch in take(dataset, 20):
         pairs = zip(segments(batch, 'encoder_'), segments(batch, '', 'targets'), strict=True)
@@ -196,7 +195,7 @@ def test_of_texts_with_labels_each_text_changes(labelled, data):
     if labelled:
         classified = dataclasses.replace(classified, label=lambda _: 7)
     data = dataclasses.replace(data, augment=('rotate 1',), packing=False, batch_size=2)
-    dataset = pipeline.train_dataset(split, data, classified, 0, 0, 1, augmenter_of(data, split))
+    dataset = pipeline.train_dataset(split, data, classified, 0, ALL, augmenter_of(data, split))
     take(dataset, 10)
     for text, found in zip(texts, zip(*seen, strict=True), strict=True):
         assert len(set(found)) > 3
@@ -215,7 +214,7 @@ def test_tokens_of_other_documents_are_augmented_too(data):
         return raw((tokens, tokens), rng, draw) | {'encoder_inputs': other}
 
     drawing = pipeline.Objective(fields, 32, 2, lambda n: (n, n), 32, 32)
-    take(pipeline.train_dataset(split, data, drawing, 0, 0, 1, augmenter_of(data, split)), 10)
+    take(pipeline.train_dataset(split, data, drawing, 0, ALL, augmenter_of(data, split)), 10)
 
 
 def test_codes_come_after_and_room_is_left_for_them(data):
@@ -226,7 +225,7 @@ def test_codes_come_after_and_room_is_left_for_them(data):
     data = dataclasses.replace(data, augment=('insert 0.3', 'drop 0.5'), batch_size=2)
     own = augmenter.build(data, Bytes(), vocabulary.build(Bytes(), spec), split)
     before = codes.tokens(['news', 'title=Abc'], ids, Bytes().encode, '')
-    for batch in take(pipeline.train_dataset(split, data, objective, 0, 0, 1, own), 9):
+    for batch in take(pipeline.train_dataset(split, data, objective, 0, ALL, own), 9):
         for tokens in segments(batch):
             text = tokens[tokens[0] == BOS :]
             assert text[: len(before)] == before
@@ -238,7 +237,7 @@ def test_a_window_that_would_be_too_short_stays(data):
     data = dataclasses.replace(data, augment=('delete 1',), packing=False)
     needy = dataclasses.replace(objective, least=4)
     for least, sizes in ((objective, {2}), (needy, {3})):
-        dataset = pipeline.train_dataset(split, data, least, 0, 0, 1, augmenter_of(data, split))
+        dataset = pipeline.train_dataset(split, data, least, 0, ALL, augmenter_of(data, split))
         batch = take(dataset, 1)[0]
         assert {len(tokens) for tokens in segments(batch)} == sizes
 

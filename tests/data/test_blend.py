@@ -14,6 +14,7 @@ from lm import tokenizer
 from lm.data import blend, features, mixture, pipeline, source
 from lm.data.slices import Document, Slice
 from lm.errors import InputError
+from lm.rows import HostRows
 from tests.data.test_pipeline import assert_equal, objective, take
 
 SIZES = {'a': [5, 40, 7, 33, 16], 'b': [90, 12, 3, 60, 8, 8, 25], 'c': [30] * 20}
@@ -206,7 +207,7 @@ def test_a_batch_is_the_same_however_it_is_made(make):
     again = make(CORPORA, rates='scheduled', random_crop=True).dataset()
     assert_equal(batches[-1:], [again[11]])
     for hosts in (2, 4):
-        parts = [made_alone(made.dataset(host, hosts)) for host in range(hosts)]
+        parts = [made_alone(made.dataset(HostRows(hosts, (host,)))) for host in range(hosts)]
         joined = [
             {name: np.concatenate([part[name] for part in step]) for name in step[0]}
             for step in zip(*parts, strict=True)
@@ -269,11 +270,6 @@ def test_a_batch_is_described_by_its_documents(make):
 
 
 # ------------------------------------------------------------------------------- what cannot be
-
-
-def test_hosts_must_divide_the_batch(make):
-    with pytest.raises(InputError, match='config.data.batch_size = 4 is not divisible by'):
-        make(CORPORA).dataset(0, 3)
 
 
 def test_pairs_and_single_texts_do_not_mix(make, data):

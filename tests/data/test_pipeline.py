@@ -14,6 +14,7 @@ from lm import config, tokenizer
 from lm.data import features, pipeline, source
 from lm.data.slices import Document, Slice
 from lm.errors import InputError
+from lm.rows import HostRows
 
 
 def fields(tokens, rng, draw):
@@ -129,7 +130,7 @@ def test_the_number_of_hosts_changes_nothing(crop, data, split):
     one = take(pipeline.train_dataset(split, data, objective, seed=3), 20)
     for hosts in (2, 4):
         parts = [
-            take(pipeline.train_dataset(split, data, objective, 3, host, hosts), 20)
+            take(pipeline.train_dataset(split, data, objective, 3, HostRows(hosts, (host,))), 20)
             for host in range(hosts)
         ]
         joined = [
@@ -143,7 +144,7 @@ def test_a_restart_continues_with_the_same_batches(data, split):
     data = dataclasses.replace(data, random_crop=True)
     one = take(pipeline.train_dataset(split, data, objective, seed=3), 20)
     assert_equal(one[7:], take(pipeline.train_dataset(split, data, objective, seed=3), 13, start=7))
-    half = take(pipeline.train_dataset(split, data, objective, 3, 1, 2), 13, start=7)
+    half = take(pipeline.train_dataset(split, data, objective, 3, HostRows(2, (1,))), 13, start=7)
     assert_equal([{k: v[2:] for k, v in batch.items()} for batch in one[7:]], half)
     indices = [
         i
@@ -203,7 +204,10 @@ def test_describe_names_what_is_in_the_batch(crop, data, split):
 def test_evaluation_scores_every_target_once(stride, packing, hosts, data, split):
     data = dataclasses.replace(data, packing=packing)
     parts = [
-        take(pipeline.eval_dataset(split, data, objective, stride, 4, host, hosts), 10**6)
+        take(
+            pipeline.eval_dataset(split, data, objective, stride, 4, HostRows(hosts, (host,))),
+            10**6,
+        )
         for host in range(hosts)
     ]
     assert scored(sum(parts, [])) == targets_of(split)
@@ -234,9 +238,12 @@ def test_a_split_smaller_than_a_batch(data, split):
     )
 
 
-def test_a_batch_that_hosts_do_not_divide(data, split):
-    with pytest.raises(InputError, match=r'batch_size = 4 is not divisible .* 3; .* 6\.'):
-        pipeline.train_dataset(split, data, objective, 0, 0, 3)
+def test_a_host_makes_any_rows(data, split):
+    """Parts that do not lie side by side, and those that another host makes too."""
+    one = take(pipeline.train_dataset(split, data, objective, seed=3), 5)
+    for own in ((0, 2), (1, 3), (0, 1, 3), (2,)):
+        made = take(pipeline.train_dataset(split, data, objective, 3, HostRows(4, own)), 5)
+        assert_equal([{k: v[list(own)] for k, v in batch.items()} for batch in one], made)
 
 
 PROGRAM = """
