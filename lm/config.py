@@ -136,6 +136,7 @@ class ModelConfig:
     scan_layers: bool
     remat: str
     dtype: str
+    matmul: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +163,8 @@ class OptimizerConfig:
     clip_norm: float
     accumulation: int
     ema_decay: float
+    loss_scale: float
+    loss_scale_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +390,7 @@ _RANGES = {
     r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
+    r'|optimizer\.loss_scale\w*'
     r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)|data\.rates_temperature': (
         1,
         None,
