@@ -291,11 +291,11 @@ def get_config() -> ConfigDict:
             # str: none | dots | full. What the backward pass recomputes instead of keeping: nothing,
             # all but matrix products, everything. Less memory, more time.
             'remat': 'none',
-            # str: float32 | bfloat16 | float16 (with a loss scale: see `optimizer`). Computation; parameters
-            # stay float32.
+            # str: float32 | bfloat16 | float16 (with a loss scale: see `optimizer`). Computation;
+            # parameters stay float32.
             'dtype': 'float32',
-            # str: same | int8 | int8_forward | fp8. What the layers' dense products are rounded to before, in
-            # training: same is `dtype`. lm/layers/products.py says which products, and how.
+            # str: same | int8 | int8_forward | fp8. What the layers' dense products are rounded to
+            # before, in training: same is `dtype`. lm/layers/products.py says which products, and how.
             'matmul': 'same',
         }
     )

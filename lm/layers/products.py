@@ -1,9 +1,9 @@
 """What dense layers multiply in while a model is trained: the table of `config.model.matmul`.
 
 It is of the projections inside the layers: attention's queries, keys, values, gates and output, and the
-MLP's matrices. Embeddings, the output matrix, heads, norms and attention's own products are never quantized.
-Parameters stay float32, and so do the sums. Evaluation, generation and what is exported use the parameters as
-they are (`lm.precision.plain`).
+MLP's matrices. Embeddings, the output matrix, heads, norms and attention's own products are never rounded.
+Parameters stay float32, and so do the sums. Evaluation, generation and what is exported use the
+parameters as they are (`lm.precision.plain`).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from flax.linen import fp8_ops
 
 # Flax's collection of what a gradient does not change but replaces.
 HISTORIES = fp8_ops.OVERWRITE_WITH_GRADIENT
-# Steps that a scale looks back on: short enough to follow gradients that become smaller (as in the example of
+# Steps that a scale looks back on: few, to follow gradients that become smaller (as in the example of
 # NVIDIA's Transformer Engine).
 HISTORY = 16
 

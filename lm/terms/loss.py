@@ -33,7 +33,8 @@ class Loss:
 
     Attributes:
         sums: `(params, batch, rng) -> {term: {'loss': sum to be minimised, name: sum to be reported}}`, of
-            parameters or of `Trained`. Without an rng it is the loss of evaluation: no dropout, no label smoothing, no z-loss.
+            parameters or of `Trained`. Without an rng it is the loss of evaluation: no dropout, no label
+            smoothing, no z-loss.
         weights: `batch -> {term: weight}`, float32 scalars.
         coefficients: of the terms. The first is the main one, which perplexity is of.
         tasks: those that it is a sum of; a batch is then `{task: fields}` of some or all of them. A
