@@ -2,9 +2,9 @@
 
     python -m experiments.precision
 
-Trains nanoGPT's CPU setting on the characters of Shakespeare for 1,000 steps in each precision, writes a line
-of `results.jsonl` for each run, draws the figure, and prints the README's table. What is there already is not
-repeated, and a run that was broken off goes on. $LM_DATA_DIR holds `tinyshakespeare/input.txt`.
+Trains 2 layers, 128 wide, on the characters of Shakespeare for 1,000 steps in each precision, writes a
+line of `results.jsonl` for each run, draws the figure, and prints the README's table. What is there already
+is not repeated, and a run that was broken off goes on. $LM_DATA_DIR holds `tinyshakespeare/input.txt`.
 """
 
 import argparse
@@ -69,12 +69,16 @@ def read(output: Path) -> dict[str, dict[str, Any]]:
 def train(name: str, steps: int, workdir: Path) -> dict[str, Any]:
     """Returns the numbers of a run."""
     changes = {
+        'model': {},
+        'data': {'batch_size': 8},
         'train': {'steps': steps, 'eval_every': steps // 2},
+        'eval': {'batch_size': 64},
         'checkpoint': {'every': 0, 'keep_best': 0},
         'generate': {'samples': 1, 'max_tokens': 50},
         'log': {'tensorboard': False},
         **CASES[name],
     }
+    changes['model'] = {'num_layers': 2} | changes['model']
     folder = workdir / name.replace(', ', '-').replace(' ', '-')
     report = lm.train(lm.get_config('shakespeare_char', **changes), folder)
     if not report['finished']:
