@@ -298,7 +298,12 @@ def get_config() -> ConfigDict:
             # str: none | dots | full. What the backward pass recomputes instead of keeping: nothing,
             # all but matrix products, everything. Less memory, more time.
             'remat': 'none',
-            'dtype': 'float32',  # str: float32 | bfloat16. Computation; parameters stay float32.
+            # str: float32 | bfloat16 | float16 (with a loss scale: see `optimizer`). Computation;
+            # parameters stay float32.
+            'dtype': 'float32',
+            # str: same | int8 | int8_forward | fp8. What the layers' dense products are rounded to
+            # before, in training: same is `dtype`. lm/layers/products.py says which products, and how.
+            'matmul': 'same',
         }
     )
 
@@ -330,6 +335,10 @@ def get_config() -> ConfigDict:
             'clip_norm': 1.0,  # float. The gradient's global norm is cut to this. 0 = off.
             'accumulation': 1,  # int. Each batch goes through the model in so many equal parts.
             'ema_decay': 0.0,  # float. Average of the weights, evaluated in their place. 0 = off.
+            # float. In float16 the loss is multiplied by it, or small gradients would be 0. It is halved
+            # where a gradient overflows (that step is skipped), down to 1,
+            'loss_scale': 65536.0,
+            'loss_scale_steps': 1000,  # int, steps. and doubled after so many without an overflow.
         }
     )
 

@@ -138,6 +138,7 @@ class ModelConfig:
     pipeline_repeats: int
     remat: str
     dtype: str
+    matmul: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,8 @@ class OptimizerConfig:
     clip_norm: float
     accumulation: int
     ema_decay: float
+    loss_scale: float
+    loss_scale_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,6 +397,7 @@ _RANGES = {
     r'|model\.pipeline_repeats'
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
+    r'|optimizer\.loss_scale\w*'
     r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)|data\.rates_temperature': (
         1,
         None,

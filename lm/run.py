@@ -26,6 +26,7 @@ from lm import (
     mesh,
     objectives,
     optimizers,
+    precision,
     tokenizer,
     vocabulary,
 )
@@ -84,6 +85,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
             is to predict.
     """
     lookup(ARCHITECTURES, config.model.architecture, 'config.model.architecture')
+    precision.check(config.model)
     made, size = {}, 0
     for task, part in configs.tasks(config).items():
         with _of_task(task):

@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import hosts, memory, mesh, report, throughput, tree
+from lm import hosts, memory, mesh, precision, report, throughput, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.data.blend import Blend
@@ -68,6 +68,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         trained = runs.blends(run, splits)
         mixture = runs.mixture(run, trained)
         runs.begin(workdir, config, text)
+        if jax.process_index() == 0 and (
+            slow := precision.emulated(config.model, jax.devices()[0])
+        ):
+            print(f'lm: {slow}', file=sys.stderr)
         # -------------------------------------------------------------- restore
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
         restored = checkpoints.restore(run.steps.shapes)
@@ -242,7 +246,7 @@ class Loop:
             'learning_rate': float(self.run.learning_rate(taken)),
             'grad_norm': metrics['grad_norm'],
             'skipped': metrics['skipped'],
-        }
+        } | {name: metrics[name] for name in ('loss_scale',) if name in metrics}
         shown = {name: values[name] for name in ('loss', 'learning_rate')}
         rates = self.corpora_rates(pending.item)
         if speed := self.meter.read():

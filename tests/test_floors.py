@@ -19,7 +19,7 @@ FLOORS = [
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},
     {'models'},
-    {'terms', 'step', 'decode', 'beam'},
+    {'terms', 'precision', 'step', 'decode', 'beam'},
     {
         'run',
         'training',

@@ -60,7 +60,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype))
+        dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype), matmul=c.matmul)
         kind = activation(c)
         width = (mlp_dim(c),)
         h = dense(width, name='up')(x)  # [B, T, F]

@@ -20,6 +20,7 @@ from lm.layers.dense import STDDEV, Dense
 from lm.layers.embed import Embed, sinusoids
 from lm.layers.norm import make_norm
 from lm.layers.position import POSITIONS, RelativeBias, rotary_angles, rotary_width
+from lm.layers.products import HISTORIES
 from lm.layers.tokens import Tokens
 from lm.mesh import ROWS, constrain
 from lm.models import pipeline
@@ -191,11 +192,12 @@ class Transformer(nn.Module):
             # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         length = c.num_layers // len(self.kinds)
-        each = {'intermediates': 0} | ({} if c.share_layers else {'params': 0})
+        own = {'params': 0, HISTORIES: 0}  # What each layer has of its own, unless they share it.
+        each = {'intermediates': 0} | ({} if c.share_layers else own)
         layers = nn.scan(
             layer,
             variable_axes=each,
-            variable_broadcast='params' if c.share_layers else False,
+            variable_broadcast=list(own) if c.share_layers else False,
             split_rngs={'params': not c.share_layers, 'dropout': True},
             length=length,
             unroll=1 if c.scan_layers else length,

@@ -19,6 +19,7 @@ from lm.models.heads import Head
 from lm.terms.loss import Batch as Batch
 from lm.terms.loss import Loss, joined, own
 from lm.terms.loss import Sums as Sums
+from lm.terms.loss import Trained as Trained
 from lm.terms.loss import flat as flat
 from lm.terms.loss import hidden as hidden
 from lm.terms.texts import classified, contrasted, regressed

@@ -3,15 +3,28 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lm.layers.products import HISTORIES
 from lm.models import Model
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, dict[str, jax.Array]]
+
+
+class Trained(NamedTuple):
+    """What a step takes the gradient of, in the place of parameters alone.
+
+    Attributes:
+        params: the parameters.
+        histories: what `lm.layers.products` keeps, replaced by its "gradient"; `{}` where it keeps nothing.
+    """
+
+    params: Any
+    histories: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +32,9 @@ class Loss:
     """The terms of a loss.
 
     Attributes:
-        sums: `(params, batch, rng) -> {term: {'loss': sum to be minimised, name: sum to be reported}}`.
-            Without an rng it is the loss of evaluation: no dropout, no label smoothing, no z-loss.
+        sums: `(params, batch, rng) -> {term: {'loss': sum to be minimised, name: sum to be reported}}`, of
+            parameters or of `Trained`. Without an rng it is the loss of evaluation: no dropout, no label
+            smoothing, no z-loss.
         weights: `batch -> {term: weight}`, float32 scalars.
         coefficients: of the terms. The first is the main one, which perplexity is of.
         tasks: those that it is a sum of; a batch is then `{task: fields}` of some or all of them. A
@@ -102,15 +116,16 @@ def hidden(
 
     Args:
         model: any.
-        params: its parameters.
+        params: its parameters, or `Trained`.
         batch: of the batch contract.
         rng: for dropout; None is without.
         segments: whether rows hold more than one text, or padding that tokens would see.
         **options: of the model's `hidden`.
     """
     facts = {name: batch[name] for name in _FACTS if name in batch}
+    histories = params.histories if isinstance(params, Trained) else {}
     return model.apply(
-        {'params': params},
+        {'params': parameters(params), HISTORIES: histories},
         batch['inputs'],
         segment_ids=batch['segment_ids'] if segments else None,
         deterministic=rng is None,
@@ -119,6 +134,11 @@ def hidden(
         **facts,
         **options,
     )
+
+
+def parameters(params: Any) -> Any:
+    """Returns the parameters alone."""
+    return params.params if isinstance(params, Trained) else params
 
 
 def pick(
@@ -154,7 +174,7 @@ def head(model: Model, params: Any, name: str, rng: jax.Array | None):
     """Returns `vectors -> predictions` of a head."""
     return functools.partial(
         model.apply,
-        {'params': params},
+        {'params': parameters(params)},
         name=name,
         deterministic=rng is None,
         rngs=None if rng is None else {'dropout': jax.random.fold_in(rng, 1)},

@@ -11,7 +11,7 @@ from lm import losses, mesh
 from lm.config import Config
 from lm.models import Model
 from lm.objectives import OBJECTIVES
-from lm.terms.loss import Batch, Loss, Sums, head, hidden, own, pick, places, take
+from lm.terms.loss import Batch, Loss, Sums, head, hidden, own, parameters, pick, places, take
 
 
 def next_token(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
@@ -20,7 +20,7 @@ def next_token(model: Model, config: Config, device_mesh: Mesh, task: str) -> Lo
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
         vectors = hidden(model, params, batch, rng, segments)
-        logits = functools.partial(model.apply, {'params': params}, method='logits')
+        logits = functools.partial(model.apply, {'params': parameters(params)}, method='logits')
         return {'tokens': _cross_entropy(logits, vectors, batch, rng, model, config, device_mesh)}
 
     return Loss(sums, lambda batch: {'tokens': jnp.sum(batch['loss_weights'])}, {'tokens': 1.0})
