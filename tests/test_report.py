@@ -69,6 +69,9 @@ def make(workdir, **changes):
             | {'rows_seen': 960, 'share': 1.0, 'epochs': 0.48}
         ],
         'throughput': {'tokens_per_second': 10_030.0, 'step_seconds_median': 0.4, 'mfu': None},
+        'goodput': {'seconds': 75.0, 'share': 0.8, 'starts': 1}
+        | {'parts': {'training': 60.0, 'compile': 10.0, 'downtime': 5.0}},
+        'profile': None,
         'curves': report.curves(workdir),
         'samples': [{'prompt': 'Once ', 'text': 'upon a time'}],
         'environment': {'device': 'cpu', 'devices': 1, 'jax': '0.10.2', 'commit': 'c0ffee' * 6},
