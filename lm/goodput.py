@@ -108,6 +108,13 @@ class Ledger:
     def open(self, workdir: Path) -> None:
         """Reads what earlier starts took, and from now on keeps this one's beside it."""
         self._earlier = read(workdir)
+        if (
+            self._earlier
+        ):  # In one process a second run was not yet imported for while the first went on.
+            overlap = _end(self._earlier[-1]) - self._began
+            shared = max(0.0, min(overlap, self.seconds['imports']))
+            self._began += shared
+            self.seconds['imports'] -= shared
         text = ''.join(json.dumps(line) + '\n' for line in self._earlier)
         self._path, self._place = atomic_write(workdir / FILE, text), len(text.encode())
 
@@ -123,7 +130,8 @@ class Ledger:
         self._line['finished'] |= finished
         if self._path is None:
             return
-        with open(self._path, 'r+b') as file:
+        # A disk that is full is told of by what must be written.
+        with contextlib.suppress(OSError), open(self._path, 'r+b') as file:
             file.seek(self._place)
             file.write(json.dumps(self._now()).encode() + b'\n')
             file.truncate()
@@ -151,6 +159,10 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def _end(start: Mapping[str, Any]) -> float:
+    return start['began'] + sum(start['seconds'].values())
+
+
 def summary(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns what became of the wall time of a run's starts, in their order.
 
@@ -172,7 +184,7 @@ def summary(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for part, seconds in start['seconds'].items():
             total[part] = total.get(part, 0.0) + seconds
     for start, after in zip(starts, starts[1:], strict=False):
-        gap = after['began'] - start['began'] - sum(start['seconds'].values())
+        gap = after['began'] - _end(start)
         if not start['finished'] and gap > 0:
             total['downtime'] = total.get('downtime', 0.0) + gap
     parts = {part: total[part] for part in PARTS if total.get(part)}

@@ -10,13 +10,14 @@ All is computed from bytes a device by kind, wherever those come from:
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lm.config import RESUMABLE, Config
 
 # What FSDP shards.
 STATE = ('parameters', 'optimizer', 'average', 'gradients')
-_GB = 1e9
+# How many times as many devices may be thought of.
+_DEVICES = tuple(2**n for n in range(1, 11))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Advice:
 
 def size(count: float) -> str:
     """Returns bytes as people read them: 2.8 GB, 350 MB, 12 kB."""
-    for unit, name in ((1e15, 'PB'), (1e12, 'TB'), (_GB, 'GB'), (1e6, 'MB')):
+    for unit, name in ((1e15, 'PB'), (1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB')):
         if count >= 0.9995 * unit:
             return f'{count / unit:.3g} {name}'
     return f'{count / 1e3:.3g} kB'
@@ -92,23 +93,30 @@ def advise(
 def _shard(
     found: Mapping[str, int], limit: int | None, mesh: Mapping[str, int], config: Config
 ) -> Iterable[Advice]:
-    """FSDP over the devices that there are, or over more."""
+    """FSDP over the devices that there are, and over more if that is not enough."""
     kinds = tuple(kind for kind in STATE if found.get(kind))
-    now, rows = mesh['fsdp'], mesh['data'] * mesh['fsdp']
-    sizes = [n for n in range(now + 1, rows + 1) if rows % n == 0 and n % now == 0]
-    more = 1
-    if not sizes:
-        more, sizes = 2, [2 * now]
-        while limit and more < 1024 and _left(found, kinds, more) > limit:
-            more, sizes = 2 * more, [2 * sizes[0]]
     if not kinds:
         return
-    state = sum(found[kind] for kind in kinds)
-    fsdp = _least(sizes, limit, lambda n: _left(found, kinds, n // now))
-    change = {'mesh.fsdp': fsdp}
-    if config.mesh.data != -1:
-        change['mesh.data'] = max(1, rows * more // fsdp)
-    yield Advice(change, kinds, state, state * now // fsdp, more)
+    state, now, rows = sum(found[kind] for kind in kinds), mesh['fsdp'], _rows(mesh)
+
+    def advice(parts: int, devices: int) -> Advice:
+        change = {'mesh.fsdp': now * parts}
+        if config.mesh.data != -1:
+            change['mesh.data'] = max(1, rows * devices // (now * parts))
+        return Advice(change, kinds, state, state // parts, devices)
+
+    def needed(parts: int) -> float:
+        return sum(found.values()) - state + state / parts
+
+    here = [n for n in range(2, rows // now + 1) if rows % (now * n) == 0]
+    if here:
+        parts = _least(here, limit, needed)
+        yield advice(parts, 1)
+        if limit is None or needed(parts) <= limit:
+            return
+    most = rows // now
+    factor = _least(_DEVICES, limit, lambda n: needed(most * n))
+    yield advice(most * factor, factor)
 
 
 def _rematerialise(
@@ -163,12 +171,7 @@ def _rows(mesh: Mapping[str, int]) -> int:
     return mesh['data'] * mesh['fsdp']
 
 
-def _left(found: Mapping[str, int], kinds: Iterable[str], parts: int) -> float:
-    """Bytes of all kinds, where these are divided by so many."""
-    return sum(count / parts if kind in kinds else count for kind, count in found.items())
-
-
-def _least(choices: list[int], limit: int | None, needed) -> int:
+def _least(choices: Sequence[int], limit: int | None, needed: Callable[[int], float]) -> int:
     """The first choice that needs no more than the limit; else the last; without a limit the first."""
     if limit is None:
         return choices[0]

@@ -98,7 +98,7 @@ class Guard:
 def _advised(advice: list[memory_advice.Advice]) -> str:
     if not advice:
         return 'Take a smaller model, or more devices.'
-    return f'Try {"; or ".join(map(str, advice))}.'
+    return f'What helps: {"; or ".join(map(str, advice))}.'
 
 
 def bytes_limit(devices: list[Any]) -> int | None:
@@ -196,10 +196,10 @@ def live_arrays(run: Run) -> dict[str, Any]:
 
 
 def shapes_of(values: Any) -> Any:
-    """Returns the shapes of arrays and numbers, with their shardings where they have one."""
+    """Returns the shapes of arrays and numpy's numbers, with their shardings where they have one."""
 
     def shape(value: Any) -> jax.ShapeDtypeStruct:
         sharding = getattr(value, 'sharding', None)
-        return jax.ShapeDtypeStruct(np.shape(value), np.result_type(value), sharding=sharding)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
     return jax.tree.map(shape, values)

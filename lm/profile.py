@@ -1,9 +1,9 @@
 """A profile of some steps by `jax.profiler`, in the workdir's `profile/`.
 
 JAX writes `*.xplane.pb`, which XProf and TensorBoard's profile plugin read, and beside it
-`*.trace.json.gz`, which https://ui.perfetto.dev opens as it is. Its option `create_perfetto_trace` writes the same events once
-more under another name, so it is left off. Python's own calls are not traced: the parts of the loop are
-named instead (`lm.goodput.PARTS`, and `dispatch`, `metrics`).
+`*.trace.json.gz`, which https://ui.perfetto.dev opens as it is. Its option `create_perfetto_trace` writes
+the same events once more under another name, so it is left off. Python's own calls are not traced: the
+parts of the loop are named instead (`lm.profile_table.HOST`).
 
 What XLA calls a step's operations does not say what they do: a fusion may hold a matrix product. So the
 categories of the compiled step's operations are kept in `operations.json` beside the trace, for

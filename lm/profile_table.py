@@ -1,8 +1,8 @@
 """Where the time of traced steps went: of the devices by kind of operation, of the loop by its parts.
 
 Read from the trace by `jax.profiler.ProfileData`. At each moment a device's time belongs to what it
-computes, or else to what it copies, or else to collectives, or else to nothing (idle): what runs beside a computation
-is hidden by it, and costs no time. So the shares of a device add up to the whole.
+computes, or else to what it copies, or else to collectives, or else to nothing (idle): what runs beside a
+computation is hidden by it, and costs no time. So the shares of a device add up to the whole.
 
 The form of traces was seen on CPU; those of GPUs (streams) and TPUs (a line `XLA Ops`) are read as their
 makers describe them, and were not tried.
@@ -30,6 +30,7 @@ HOST = {
     'metrics': "waiting for a step's metrics: the device is at work",
     'dispatch': 'dispatching steps',
     'data_wait': 'taking batches',
+    'log': 'logging',
     'evaluation': 'evaluation',
     'checkpoint': 'checkpoints',
     'profile': 'writing the profile',

@@ -9,13 +9,15 @@ from lm.plots import PALETTE
 from lm.profile_table import CATEGORIES, HOST
 from lm.writer import duration
 
+_SHORT = 600  # Seconds. Of shorter runs tenths are told.
+
 GOODPUT_NOTE = (
     'All of the wall time of all starts, from the first to this report. A step is done again if an earlier '
     'start had come as far; a batch is waited for if the device had nothing else to do.'
 )
 PROFILE_NOTE = (
     'At each moment a device is with what it computes, or else with what it copies, or else with '
-    'collectives, or else idle: what runs beside a computation costs no time. It is the mean of the devices.'
+    'collectives, or else idle: what runs beside a computation costs no time. The mean of all devices.'
 )
 
 
@@ -53,18 +55,20 @@ def html(report: Mapping[str, Any]) -> dict[str, str]:
 def goodput_rows(goodput: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Returns head and rows of the table of `lm.goodput.summary`."""
     total = goodput['seconds']
+    short = total < _SHORT
+    parts = {PARTS.get(part, part): seconds for part, seconds in goodput['parts'].items()}
     rows = [
-        [PARTS.get(part, part), _time(seconds), _share(seconds / total)]
-        for part, seconds in goodput['parts'].items()
+        [label, f'{seconds:.1f}' if short else duration(seconds), _share(seconds / total)]
+        for label, seconds in (parts | {'all': total}).items()
     ]
-    return ['part', 'time', 'share'], [*rows, ['all', _time(total), _share(1)]]
+    return ['part', 'seconds' if short else 'time', 'share'], rows
 
 
 def profile_rows(profile: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Returns head and rows of the table of `lm.profile_table.table`."""
     steps = 1 + profile['steps'][1] - profile['steps'][0]
     rows = [
-        [where, label, f'{1e3 * share * profile["seconds"] / steps:.2f} ms', _share(share)]
+        [where, label, f'{1e3 * share * profile["seconds"] / steps:,.2f}', _share(share)]
         for where, shares, labels in (
             ('device', profile['device'], {k: name for k, (name, _) in CATEGORIES.items()}),
             ('loop', profile['host'], HOST),
@@ -72,7 +76,7 @@ def profile_rows(profile: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         for part, share in shares.items()
         for label in [labels[part]]
     ]
-    return ['on', 'doing', 'a step', 'share'], rows
+    return ['on', 'doing', 'ms a step', 'share'], rows
 
 
 def stacked(parts: Sequence[tuple[str, float]]) -> str:
@@ -114,4 +118,4 @@ def _share(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f'{seconds:.1f} s' if seconds < 60 else duration(seconds)
+    return f'{seconds:.1f} s' if seconds < _SHORT else duration(seconds)

@@ -286,6 +286,11 @@ class Loop:
             _every(config.train.log_every, pending.step) or pending.step in (1, config.train.steps)
         ):
             return
+        with jax.profiler.TraceAnnotation('log'):
+            self.log(pending, metrics, values)
+
+    def log(self, pending: Pending, metrics: dict[str, float], values: dict[str, float]) -> None:
+        """Writes a line of metrics: the losses in `values`, and what else is known of the step."""
         taken = pending.step - 1 - metrics['skipped']
         values |= {
             'learning_rate': float(self.run.learning_rate(taken)),
