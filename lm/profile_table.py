@@ -100,7 +100,7 @@ def categories(hlo: str) -> tuple[str, dict[str, str]]:
         elif found := _LINE.match(line):
             more = (pattern.search(line) for pattern in (_CALLED, _NAME, _TARGET))
             inside[found[1]] = _Operation(found[2], *(m[1] if m else '' for m in more))
-    module = re.match(r'HloModule ([\w.\-$]+)', hlo)
+    module = re.search(r'^HloModule ([\w.\-$]+)', hlo, re.MULTILINE)
     return module[1] if module else '', {
         name: _category(operation, computations)
         for operations in computations.values()
