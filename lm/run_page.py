@@ -97,7 +97,8 @@ def stacked(parts: Sequence[tuple[str, float]]) -> str:
         )
         at += width
     svg = f'<svg viewBox="0 0 100 4" role="img" aria-label="shares of the time">{bar}</svg>'
-    return f'<figure><figcaption><ul>{keys}</ul></figcaption>{svg}</figure>'
+    caption = f'<figcaption><ul>{keys}</ul></figcaption>'
+    return f'<figure style="margin-bottom:14px">{caption}{svg}</figure>'
 
 
 def _lead(goodput: Mapping[str, Any]) -> str:

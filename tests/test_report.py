@@ -25,7 +25,9 @@ EVIL = '<script>alert("x")</script> & $a$ | `b` \x00\x1b\ud800 äö日本'
 
 
 def metrics(workdir, steps=60):
-    with MetricsWriter(workdir, LogConfig(tensorboard=False, wandb=''), 0) as writer:
+    with MetricsWriter(
+        workdir, LogConfig(tensorboard=False, wandb='', profile=(), profile_all_hosts=False), 0
+    ) as writer:
         for step in range(1, steps + 1):
             values = {'loss': 8 / step + 2, 'grad_norm': 1.0, 'learning_rate': 1e-3}
             values['loss'] = math.nan if step == 7 else values['loss']
