@@ -85,8 +85,10 @@ def test_the_file_has_a_line_a_start_and_comes_through_damage(tmp_path):
     with open(tmp_path / goodput.FILE, 'a') as file:
         file.write('{"began": 3.0, "st')
     ledger = start(tmp_path, clock, range(4, 6), 5)
-    for _ in range(3):
+    for seconds in (0.123456, 0.876544, 0):  # It may be shorter than it was.
+        clock.now += seconds
         ledger.save()
+    assert (tmp_path / goodput.FILE).read_bytes().endswith(b'}\n')
     lines = (tmp_path / goodput.FILE).read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == [3, 5]
     assert len(goodput.read(tmp_path)) == 2
@@ -108,6 +110,8 @@ def test_a_second_start_in_one_process_was_imported_for_before(tmp_path):
     assert ledger.seconds == {'imports': 86.0}
     ledger.open(tmp_path)
     assert ledger.summary()['parts'] == {'training': 20.0, 'start': 1.0, 'imports': 5.0}
+    ledger.save()
+    assert goodput.read(tmp_path)[-1]['began'] == 121.0
 
 
 def test_an_error_leaves_the_ledger_where_it_was():

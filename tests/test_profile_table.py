@@ -24,6 +24,11 @@ HloModule jit_step, entry_computation_layout={(f32[8,8]{1,0})->f32[8,8]{1,0}}
   ROOT %dot.2 = f32[8,8]{1,0} dot(%p.2, %p.2), metadata={op_name="jit(step)/jvp(D)/attention/dot_general"}
 }
 
+%fused_nested (p.4: f32[8,8]) -> f32[8,8] {
+  %p.4 = f32[8,8]{1,0} parameter(0)
+  ROOT %inner = f32[8,8]{1,0} fusion(%p.4, %p.4), kind=kOutput, calls=%fused_product
+}
+
 %fused_layout (p.3: f32[8,8]) -> f32[8,8] {
   %p.3 = f32[8,8]{1,0} parameter(0)
   ROOT %transpose.1 = f32[8,8]{0,1} transpose(%p.3), dimensions={1,0}
@@ -35,6 +40,7 @@ ENTRY %main (x: f32[8,8]) -> f32[8,8] {
   %scores = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%fused_scores
   %softmax = f32[8,8]{1,0} exponential(%x), metadata={op_name="jit(step)/layers/cross_attention/exp"}
   %layout = f32[8,8]{1,0} fusion(%x), kind=kLoop, calls=%fused_layout
+  %nested = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%fused_nested
   %norm = f32[8,8]{1,0} multiply(%x, %x), metadata={op_name="jit(step)/layers/attention_norm/mul"}
   %query_norm = f32[8,8]{1,0} multiply(%x, %x), metadata={op_name="layers/attention/query_norm/mul"}
   %all-reduce-start.1 = (f32[8,8]{1,0}, f32[8,8]{1,0}) all-reduce-start(%x), to_apply=%add
@@ -49,6 +55,7 @@ EXPECTED = {
     'scores': 'attention',
     'softmax': 'attention',
     'layout': 'copy',
+    'nested': 'matmul',
     'norm': 'other',
     'query_norm': 'other',
     'all-reduce-start.1': 'collective',
