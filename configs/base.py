@@ -441,6 +441,11 @@ def get_config() -> ConfigDict:
         {
             'tensorboard': True,  # bool. Event files in the workdir.
             'wandb': '',  # str. A project of Weights & Biases, if `wandb` is installed. '' = off.
+            # tuple of int, steps. The first and the last to trace with jax.profiler, into the workdir's
+            # `profile`: (10, 13) are four steps, compiled by then. () = off.
+            'profile': (),
+            # bool. Every host traces, and not the first alone: to find the one that others wait for.
+            'profile_all_hosts': False,
         }
     )
     return config

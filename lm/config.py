@@ -250,6 +250,8 @@ class LogConfig:
 
     tensorboard: bool
     wandb: str
+    profile: tuple[int, ...]
+    profile_all_hosts: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,6 +393,18 @@ def _check_corpora(config: Config) -> None:
             )
 
 
+def _check_profile(config: Config) -> None:
+    steps, place = config.log.profile, f'config.log.profile = {config.log.profile}'
+    if not steps:
+        return
+    if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+        raise InputError(
+            f'{place} must be () or the first and the last step to trace, such as (10, 13).'
+        )
+    if steps[0] > config.train.steps:
+        raise InputError(f'{place} begins after the last step, {config.train.steps}.')
+
+
 # Smallest and largest value of the keys that have one; None is no limit.
 _RANGES = {
     r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
@@ -476,6 +490,7 @@ def parse(config: ConfigDict) -> Config:
     parsed = typed(Config, values)
     _check_tasks(parsed)
     _check_corpora(parsed)
+    _check_profile(parsed)
     return parsed
 
 
@@ -499,13 +514,16 @@ def _parse(cls: type, values: Mapping[str, Any], prefix: str, base: str = 'confi
     return cls(**{k: _value(kind, values[k], f'{prefix}{k}', base) for k, kind in fields.items()})
 
 
+_TUPLES = {tuple[str, ...]: str, tuple[int, ...]: int}
+
+
 def _value(kind: Any, value: Any, name: str, base: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _parse(kind, value, f'{name}.', base)
-    if kind == tuple[str, ...]:
-        if isinstance(value, str):
+    if kind in _TUPLES:
+        if isinstance(value, str) and kind == tuple[str, ...]:
             value = (value,)
-        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        if isinstance(value, list | tuple) and all(type(v) is _TUPLES[kind] for v in value):
             return tuple(value)
     elif typing.get_origin(kind) is not None:
         if isinstance(value, Mapping):
@@ -516,7 +534,7 @@ def _value(kind: Any, value: Any, name: str, base: str) -> Any:
     elif type(value) is kind:
         return _in_range(value, name)
     wanted = getattr(kind, '__name__', None) or str(kind)
-    wanted = 'tuple of str' if kind == tuple[str, ...] else wanted
+    wanted = f'tuple of {_TUPLES[kind].__name__}' if kind in _TUPLES else wanted
     raise InputError(
         f'config.{name} = {value!r} is of type {type(value).__name__}; it must be {wanted}.'
     )

@@ -31,6 +31,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,9 @@ _STALL_LIMIT = flags.DEFINE_float(
 )
 
 
+_BEGAN = time.time()
 environment.only_cpu_where_nothing_else_is()
+
 # What XLA and JAX say of themselves (backends that are not there, layouts) is no help; errors are.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
@@ -242,6 +245,7 @@ def _say(*lines: str) -> None:
 
 def _train() -> None:
     memory.share_one_arena()
+    from lm import profile
     from lm.run import read_config
     from lm.training import train
 
@@ -250,11 +254,13 @@ def _train() -> None:
         put(config, _changes())
     else:
         config = _config()
-    written = train(config, _workdir())
+    written = train(config, _workdir(), _BEGAN)
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
         return
     _say_results(written)
+    if written['profile']:
+        _say(profile.how_to_open(_workdir(), written['profile']))
     _say(f'Report: {_workdir() / "report.html"}')
 
 

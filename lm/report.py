@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import page
+from lm import page, run_page
 from lm.compare import compare
 from lm.config import differences, flatten, tasks_as_dicts
 from lm.environment import environment
@@ -46,6 +46,8 @@ KEYS = (
     'tasks',
     'corpora',
     'throughput',
+    'goodput',
+    'profile',
     'curves',
     'samples',
     'environment',
@@ -254,6 +256,7 @@ def sections(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     if speed := _throughput(report['throughput']):
         labels, values = zip(*speed, strict=True)
         found['Throughput'] = page.markdown_table(labels, [values])
+    found |= run_page.markdown(report)
     if report.get('corpora'):  # A report may be older than that.
         found['Training data'] = page.markdown_table(*corpora_rows(report['corpora']))
     if changed := differences(defaults, report['config']):
@@ -332,6 +335,7 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         parts.append(page.section('Samples', _samples(report['samples'])))
     if speed := _throughput(report['throughput']):
         parts.append(page.section('Throughput', page.tiles(speed)))
+    parts += [page.section(*each) for each in run_page.html(report).items()]
     if report['corpora']:
         note = f'<p class="note">{_CORPORA_NOTE}</p>'
         table = page.table(*corpora_rows(report['corpora']))

@@ -135,6 +135,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(undisturb
     assert_same_run(workdir, whole)
     events = [event['event'] for event in report(workdir)['history']]
     assert events.count('resume') >= 5
+    parts = report(workdir)['goodput']['parts']
+    assert parts['repeated'] > 0
+    assert parts['downtime'] > 0
     assert not (workdir / 'unreadable').exists()
 
 

@@ -1,5 +1,6 @@
 """Metrics that survive a kill, files written whole, and the progress line."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -25,8 +26,8 @@ from lm.writer import (
     short,
 )
 
-QUIET = LogConfig(tensorboard=False, wandb='')
-TENSORBOARD = LogConfig(tensorboard=True, wandb='')
+QUIET = LogConfig(tensorboard=False, wandb='', profile=(), profile_all_hosts=False)
+TENSORBOARD = LogConfig(tensorboard=True, wandb='', profile=(), profile_all_hosts=False)
 
 
 def train(workdir, first, last, resume_step, log=QUIET):
@@ -125,7 +126,7 @@ def test_tensorboard_has_each_step_and_hides_what_is_run_again(tmp_path):
 def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(InputError, match='pip install wandb'):
-        MetricsWriter(tmp_path, LogConfig(tensorboard=False, wandb='project'), 0)
+        MetricsWriter(tmp_path, dataclasses.replace(QUIET, wandb='project'), 0)
 
 
 def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
@@ -139,7 +140,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
     for resume_step in (0, 1):
-        with MetricsWriter(tmp_path, LogConfig(tensorboard=False, wandb='x'), resume_step) as w:
+        with MetricsWriter(tmp_path, dataclasses.replace(QUIET, wandb='x'), resume_step) as w:
             w.write(resume_step + 1, {'train/loss': 2.0})
     assert ids[0] == ids[1]
     assert logged == [(1, {'train/loss': 2.0}), (2, {'train/loss': 2.0})]
