@@ -4,6 +4,7 @@ Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whethe
 compiled loop or are unrolled, so that a checkpoint fits both. (Layers that share theirs have no axis.)
 """
 
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from lm import attention
 from lm.config import ModelConfig
 from lm.errors import InputError, lookup
+from lm.layers import router
 from lm.layers.attention import head_sizes
 from lm.layers.block import Block, Group
 from lm.layers.dense import STDDEV, Dense
@@ -75,6 +77,8 @@ class Transformer(nn.Module):
     def kinds(self) -> tuple[Any, ...]:
         """What the layers go through in turn: masks, or other entries of `lm.layers.mixers`.
 
+        Where not every layer has experts, the pattern is repeated until it has a whole number of those.
+
         Raises:
             InputError: one is not known, or they do not divide the layers.
         """
@@ -85,12 +89,21 @@ class Transformer(nn.Module):
                 f'config.model.num_layers = {layers} cannot be divided by the {len(kinds)} masks of '
                 f'config.model.attention = {pattern}.'
             )
-        return kinds
+        every = self.config.expert_every if self.config.experts else 1
+        repeats = math.lcm(len(kinds), every) // len(kinds)
+        if layers % (repeats * len(kinds)):
+            raise InputError(
+                f'config.model.num_layers = {layers} cannot be divided by {repeats * len(kinds)}, after which '
+                f'config.model.expert_every = {every} and the {len(kinds)} entries of '
+                f'config.model.attention = {pattern} begin anew.'
+            )
+        return kinds * repeats
 
     def setup(self):
         c = self.config
         lookup(dict.fromkeys(POSITIONS), c.position, 'config.model.position')
         lookup(REMATS, c.remat, 'config.model.remat')
+        router.check(c, self.streams)
         if c.parallel_residual and (c.norm_placement == 'post' or self.crosses):
             raise InputError(
                 'config.model.parallel_residual = True is for decoders and encoders whose norms come '
@@ -180,7 +193,7 @@ class Transformer(nn.Module):
             # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         length = c.num_layers // len(self.kinds)
-        each = {'intermediates': 0} | ({} if c.share_layers else {'params': 0})
+        each = {'intermediates': 0, 'experts': 0} | ({} if c.share_layers else {'params': 0})
         layers = nn.scan(
             layer,
             variable_axes=each,
@@ -194,11 +207,14 @@ class Transformer(nn.Module):
 
     def _layer(self, **options) -> nn.Module:
         """Returns what is repeated: a layer, or one for each entry of the pattern."""
-        first, *others = kinds = self.kinds
-        options |= {'crosses': self.crosses}
-        return (
-            Group(self.config, kinds, **options) if others else Block(self.config, first, **options)
+        kinds, every = self.kinds, self.config.expert_every
+        experts = tuple(
+            self.config.experts > 0 and i % every == every - 1 for i in range(len(kinds))
         )
+        options |= {'crosses': self.crosses}
+        if len(kinds) > 1:
+            return Group(self.config, kinds, experts, **options)
+        return Block(self.config, kinds[0], experts=experts[0], **options)
 
     def _relative(self) -> jax.Array | None:
         return self.relative.table() if self.config.position == 'relative' else None
