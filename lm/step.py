@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import backend, mesh, models, terms, tree
+from lm import backend, mesh, models, terms, throughput, tree
 from lm.config import Config
 from lm.models import Model
 from lm.terms import Batch, Loss, Sums
@@ -317,6 +317,11 @@ class Steps:
     def parameters(self) -> int:
         """The number of the model's parameters."""
         return tree.size(self.shapes.params)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that a token goes through: of E experts k."""
+        return throughput.active(self.shapes.params, self.model.config)
 
 
 def evaluated_params(state: TrainState) -> Any:

@@ -5,16 +5,19 @@ is as it is without experts, and so is perplexity.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lm import tree
 from lm.config import Config, ModelConfig
 from lm.terms.loss import Batch, Loss
 
 TERM = 'experts'
+
+
+def is_of(name: str) -> bool:
+    """Returns whether a metric is of the term: `experts/load`, or `TASK/experts/load`."""
+    return name.split('/')[-2:-1] == [TERM]
 
 
 def added(loss: Loss, config: Config, streams: bool) -> Loss:
