@@ -233,12 +233,13 @@ def get_config() -> ConfigDict:
             # experts). 0 = one MLP for all.
             'experts': 0,
             'experts_per_token': 2,  # int. k. Switch has 1, Mixtral 2.
-            'expert_every': 1,  # int. The last of so many layers has experts: 1 = all, 2 = every other (GShard).
-            # str: softmax (weights are probabilities of all experts: Switch) | softmax_top_k (of the k that are
+            # int. The last of so many layers has experts: 1 = all, 2 = every other one (GShard).
+            'expert_every': 1,
+            # str: softmax (weights are probabilities of all experts: Switch) | softmax_top_k (of the k
             # chosen: Mixtral) | expert_choice (experts choose tokens, also by later ones: for encoders).
             'router': 'softmax_top_k',
-            # str: dropless | capacity. With a capacity an expert takes at most capacity_factor k T / E tokens
-            # of a row in training; others pass by.
+            # str: dropless | capacity. With a capacity an expert takes at most capacity_factor k T / E
+            # tokens of a row in training; others pass by.
             'expert_dispatch': 'dropless',
             'capacity_factor': 1.25,  # float.
             # float. Weight of the loss of each layer that keeps the loads of experts even (Switch).

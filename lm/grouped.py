@@ -1,9 +1,8 @@
 """Products of rows with the matrix of the group that each is of: the experts' part of a mixture.
 
-On GPU and TPU this is `jax.lax.ragged_dot`. On CPU that multiplies every row with every group's matrix, and
-takes as many times as long as there are groups (`experiments/moe/README.md`). So there the rows of a group go
-through its matrix a block at a time, in a loop that ends with the last row which has a group: the time
-follows the rows.
+On GPU and TPU this is `jax.lax.ragged_dot`. On CPU that multiplies every row with every group's matrix:
+its time grows with the groups (`experiments/moe/README.md`). So there the rows of a group go through its
+matrix a block at a time, in a loop that ends with the last row of any group: the time follows the rows.
 """
 
 import jax

@@ -50,9 +50,10 @@ def flops_per_token(
 ) -> float:
     """Returns the FLOPs of one token's training step, as PaLM counts (arXiv 2204.02311, appendix B).
 
-    6 for each parameter in a matrix product (`parameters` are those that a token goes through), and 12 N D T for attention, counting the full square even
-    where it is causal; half of that with `causal`. What is computed again in the backward pass does not
-    count. An embedding that is only looked up does no product: it counts if it is tied.
+    6 for each parameter in a matrix product (`parameters`: those that a token goes through), and 12 N D T
+    for attention, counting the full square even where it is causal; half of that with `causal`. What is
+    computed again in the backward pass does not count. An embedding that is only looked up does no
+    product: it counts if it is tied.
     """
     narrow = model.embedding_dim or model.embed_dim
     looked_up = 0 if model.tie_embeddings else vocab_size * narrow

@@ -2,9 +2,9 @@
 
     nice -n 10 python -m experiments.moe --output=experiments/moe/results.jsonl
 
-Trains a small decoder on War and Peace (1,024 subwords, context 128) once for each case: the first 98 % of the
-text train, the rest validates. $LM_DATA_DIR holds `warandpeace/input.txt.gz`. A run that is there is not
-repeated.
+Trains a small decoder on War and Peace (1,024 subwords, context 128) once for each case: the first 98 % of
+the text train, the rest validates. $LM_DATA_DIR holds `warandpeace/input.txt.gz`. A run that is there is
+not repeated.
 """
 
 import argparse
@@ -60,12 +60,12 @@ def train(case: str, seed: int, steps: int, workdir: Path) -> dict:
             'base',
             seed=seed,
             data={'train': f'{TEXT}[:98%]', 'valid': f'{TEXT}[98%:]', 'test': ''}
-            | {'length': 128, 'batch_size': 8, 'random_crop': True},
+            | {'length': 128, 'batch_size': 4, 'random_crop': True},
             tokenizer={'kind': 'bpe', 'vocab_size': 1024},
             model=model | {'scan_layers': False},
             optimizer={'learning_rate': 3e-3},
             schedule={'warmup_steps': 50},
-            train={'steps': steps, 'eval_every': 100},
+            train={'steps': steps, 'eval_every': 125},
             checkpoint={'every': 0, 'keep_best': 0},
             generate={'samples': 1, 'max_tokens': 32},
         )

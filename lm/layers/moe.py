@@ -5,9 +5,9 @@ Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; in Transformers GShard (a
 dropped:
 
 - `dropless`: tokens sorted by expert, and products of groups of rows (`lm.grouped`; Gale et al. 2022,
-  https://arxiv.org/abs/2211.15841). Over a mesh each device gathers the tokens of those with which it shares
-  the experts, computes what its own make of them, and gets back the sum for its own tokens: there is no
-  buffer to overflow, and it is the same on every backend.
+  https://arxiv.org/abs/2211.15841). Over a mesh each device gathers the tokens of those with which it
+  shares the experts, computes what its own make of them, and gets back the sum for its own tokens: there
+  is no buffer to overflow, and it is the same on every backend.
 - `capacity`: each expert takes C tokens of a row, and the others pass by on the residual. In training only:
   what a model predicts should not depend on what other tokens want. Buffers `[E, B, C, D]` go over the mesh
   in an all-to-all.
@@ -32,8 +32,8 @@ from lm.layers.router import Chosen, Slots
 from lm.layers.tokens import UNKNOWN, Tokens
 from lm.mesh import ROWS, constrain
 
-# Of each of `up`, `down`, and `gate` where there is one, the kernel `[E, D, F]` (`down` `[E, F, D]`), and the
-# bias `[E, F]` or None.
+# Of each of `up`, `down`, and `gate` where there is one, the kernel `[E, D, F]` (`down` `[E, F, D]`), and
+# the bias `[E, F]` or None.
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]
 
 
@@ -73,8 +73,8 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """`sum_i weight_i expert_i(x)` over the experts of each token: `[B, T, D] -> [B, T, D]`.
 
-    What `lm.terms` makes a loss and metrics of is sown in the collection `experts`, as sums over tokens: see
-    `statistics`.
+    What `lm.terms` makes a loss and metrics of is sown in the collection `experts`, as sums over tokens:
+    see `statistics`.
     """
 
     config: ModelConfig
@@ -121,12 +121,12 @@ class MoE(nn.Module):
 def statistics(
     config: ModelConfig, logits: jax.Array, load: jax.Array, valid: jax.Array, dropped: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns sums over the tokens of a layer, float32 scalars; divided by how many tokens there are they mean
+    """Returns sums over the tokens of a layer, float32 scalars. Divided by the number of tokens they are
 
     - `loss`: what is minimised, `balance_loss` times the next and `router_z_loss` times the one after;
     - `balance`, 1 if loads are even in each row, and `z`;
-    - `load`: the busiest expert's, divided by the mean, in this batch (of accumulation: in this part of it);
-    - `dropped`: the part of choices that found no room; of expert choice the part of tokens that none took.
+    - `load`: the busiest expert's divided by the mean, in this batch (with accumulation, in its part);
+    - `dropped`: the part of choices that found no room; of expert choice that of tokens which none took.
     """
     tokens = jnp.sum(valid).astype(jnp.float32)
     each = jax.lax.stop_gradient(jnp.sum(load, axis=0))  # [E]
@@ -247,7 +247,10 @@ def _dropless(x, experts, scales, weights, mesh, function) -> jax.Array:
 
 
 def _through(x, experts, scales, weights, most, function) -> jax.Array:
-    """Returns float32 `[n, D]` of `x [n, D]`, experts and scales `[n, k]`; `most` choices are of any here."""
+    """Returns float32 `[n, D]` of `x [n, D]`, experts and scales `[n, k]`.
+
+    At most `most` of the choices are of experts that are here.
+    """
     own, flat = len(weights['up'][0]), experts.reshape(-1)
     choices = jnp.argsort(flat, stable=True)
     places = jnp.zeros_like(choices).at[choices].set(jnp.arange(len(flat)))
@@ -267,7 +270,7 @@ def _through(x, experts, scales, weights, most, function) -> jax.Array:
 
 @jax.custom_vjp
 def _sorted(x: jax.Array, order: Order) -> jax.Array:
-    """Returns `[R, D]` of `[n, D]`: a token for each choice. Gradients are read, and not written, in order."""
+    """Returns `[R, D]` of `[n, D]`: a token for each choice. Its gradient is gathered, not scattered."""
     return x[order.choices // order.places.shape[1]]
 
 

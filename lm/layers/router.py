@@ -42,7 +42,7 @@ def softmax(logits: jax.Array, count: int) -> Chosen:
 
 
 def softmax_top_k(logits: jax.Array, count: int) -> Chosen:
-    """Weights are probabilities among the k that are chosen (Mixtral: Jiang et al. 2024, arXiv 2401.04088)."""
+    """Weights are probabilities among the k chosen (Mixtral: Jiang et al. 2024, arXiv 2401.04088)."""
     best, experts = jax.lax.top_k(logits, count)
     return Chosen(experts, jax.nn.softmax(best))
 
@@ -122,12 +122,12 @@ def check(config: ModelConfig, streams: bool = False) -> None:
         )
     if not chosen.causal and (config.architecture != 'encoder' or streams):
         raise InputError(
-            f'{place} sees later tokens, so that the loss of a decoder, or of a permutation, would be of what '
-            "it was shown. Did you mean 'softmax_top_k'?"
+            f'{place} sees later tokens, so that a decoder, or what learns a permutation, would be shown '
+            "what it is asked for. Did you mean 'softmax_top_k'?"
         )
     if streams and config.expert_dispatch == 'capacity':
         raise InputError(
-            "config.model.expert_dispatch = 'capacity' lets tokens in by their places in the row, and those of "
+            "config.model.expert_dispatch = 'capacity' lets tokens in by their places in the row; those of "
             "objective 'permutation' have another order. Did you mean 'dropless'?"
         )
 

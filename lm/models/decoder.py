@@ -115,8 +115,8 @@ class Decoder(Transformer):
     def for_decoding(self, params: dict) -> dict:
         """Returns parameters that `decode` and `logits` compute the same from, faster.
 
-        The layers are a tuple, and what is multiplied in the compute dtype has it: a loop around `decode` would
-        otherwise copy every layer's part of the stack, and round it, for every token.
+        The layers are a tuple, and what is multiplied in the compute dtype has it: a loop around `decode`
+        would otherwise copy every layer's part of the stack, and round it, for every token.
         """
         dtype = jnp.dtype(self.config.dtype)
 

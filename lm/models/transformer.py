@@ -93,8 +93,8 @@ class Transformer(nn.Module):
         repeats = math.lcm(len(kinds), every) // len(kinds)
         if layers % (repeats * len(kinds)):
             raise InputError(
-                f'config.model.num_layers = {layers} cannot be divided by {repeats * len(kinds)}, after which '
-                f'config.model.expert_every = {every} and the {len(kinds)} entries of '
+                f'config.model.num_layers = {layers} cannot be divided by {repeats * len(kinds)}, after '
+                f'which config.model.expert_every = {every} and the {len(kinds)} entries of '
                 f'config.model.attention = {pattern} begin anew.'
             )
         return kinds * repeats

@@ -1,7 +1,7 @@
 """What experts add to a loss: even loads, small logits of routers; and how their loads are.
 
-A term of its own, `experts`: sums over tokens and layers, divided by how many there are of both. The main term
-is as it is without experts, and so is perplexity.
+A term of its own, `experts`: sums over tokens and layers, divided by how many there are of both. The main
+term is as it is without experts, and so is perplexity.
 """
 
 import dataclasses
