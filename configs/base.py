@@ -229,6 +229,22 @@ def get_config() -> ConfigDict:
             'num_kv_heads': 0,
             'head_dim': 0,  # int. K: 0 = embed_dim / num_heads.
             'mlp_dim': 0,  # int. F: 0 = 4 D; 8/3 D, rounded up to 64, for the gated activations.
+            # int. E: so many MLPs in the place of one, of which each token goes through some (a mixture of
+            # experts). 0 = one MLP for all.
+            'experts': 0,
+            'experts_per_token': 2,  # int. k. Switch has 1, Mixtral 2.
+            # int. The last of so many layers has experts: 1 = all, 2 = every other one (GShard).
+            'expert_every': 1,
+            # str: softmax (weights are probabilities of all experts: Switch) | softmax_top_k (of the k
+            # chosen: Mixtral) | expert_choice (experts choose tokens, also by later ones: for encoders).
+            'router': 'softmax_top_k',
+            # str: dropless | capacity. With a capacity an expert takes at most capacity_factor k T / E
+            # tokens of a row in training; others pass by.
+            'expert_dispatch': 'dropless',
+            'capacity_factor': 1.25,  # float.
+            # float. Weight of the loss of each layer that keeps the loads of experts even (Switch).
+            'balance_loss': 0.01,
+            'router_z_loss': 1e-3,  # float. The same of log(Z)^2 of the router's logits (ST-MoE).
             # str: gelu (the tanh form) | gelu_exact (with erf) | relu | silu | swiglu | geglu (the last two
             # are gated).
             'activation': 'gelu',

@@ -100,6 +100,14 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
+    experts: int
+    experts_per_token: int
+    expert_every: int
+    router: str
+    expert_dispatch: str
+    capacity_factor: float
+    balance_loss: float
+    router_z_loss: float
     activation: str
     norm: str
     norm_epsilon: float
@@ -412,6 +420,7 @@ _RANGES = {
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
     r'|optimizer\.loss_scale\w*'
+    r'|model\.(experts_per_token|expert_every)'
     r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)|data\.rates_temperature': (
         1,
         None,
@@ -421,6 +430,7 @@ _RANGES = {
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
     r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
+    r'|model\.(experts|balance_loss|router_z_loss)'
     r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale|pipeline_microbatches)'
     r'|data\.(workers|rates_limit)|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
@@ -429,7 +439,10 @@ _RANGES = {
     r'|tokenizer\.sentinels|objective\.max_predictions|multitask\.(limit|asymmetry)': (0, None),
     r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'
     r'|generate\.(top_p|min_p)|data\.code_dropout|objective\.\w*rate': (0, 1),
-    r'model\.rotary_(base|factor)|objective\.similarity_temperature': (1e-6, None),
+    r'model\.(rotary_(base|factor)|capacity_factor)|objective\.similarity_temperature': (
+        1e-6,
+        None,
+    ),
 }
 
 # Keys that a second start in the same workdir may change: they move the work, not the result.

@@ -89,11 +89,15 @@ def perplexity(
         'words': split.num_words if whole else None,
         'bytes': split.num_bytes if whole else None,
     } | {
-        f'{term}/{shown}': totals[f'{term}/{name}'] / totals[f'{term}/weight']
-        for term in (name.removesuffix('/weight') for name in totals if name.endswith('/weight'))
-        if totals[f'{term}/weight']
-        for shown, name in (('loss', 'nats'), ('accuracy', 'correct'))
+        f'{term}/{_SHOWN.get(name, name)}': total / totals[f'{term}/weight']
+        for term, _, name in (key.rpartition('/') for key in totals)
+        if term and name not in ('loss', 'weight') and totals[f'{term}/weight']
+        for total in (totals[f'{term}/{name}'],)
     }
+
+
+# What sums of a term are called when they are means.
+_SHOWN = {'nats': 'loss', 'correct': 'accuracy'}
 
 
 def _of_texts(totals: Mapping[str, float]) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import backend, mesh, models, precision, terms, tree
+from lm import backend, mesh, models, precision, terms, throughput, tree
 from lm.config import Config
 from lm.layers.products import HISTORIES
 from lm.models import Model
@@ -380,6 +380,11 @@ class Steps:
     def parameters(self) -> int:
         """The number of the model's parameters."""
         return tree.size(self.shapes.params)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that a token goes through: of E experts k."""
+        return throughput.active(self.shapes.params, self.model.config)
 
 
 def evaluated_params(state: TrainState) -> Any:

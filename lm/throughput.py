@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lm import chips
+from lm import chips, tree
 from lm.config import ModelConfig
 
 
@@ -20,14 +20,25 @@ def peak_flops(device: Any) -> float | None:
     return chip.flops if chip else None
 
 
+def active(params: Any, model: ModelConfig) -> int:
+    """Returns how many of some parameters (arrays or shapes) a token goes through: of E experts k."""
+    if not model.experts:
+        return tree.size(params)
+    leaves = tree.by_path(params).items()
+    of_experts = tree.size([leaf for path, leaf in leaves if 'mlp/experts/' in path])
+    used = of_experts * model.experts_per_token // model.experts
+    return tree.size(params) - of_experts + used
+
+
 def flops_per_token(
     parameters: int, model: ModelConfig, length: int, vocab_size: int, causal: bool = False
 ) -> float:
     """Returns the FLOPs of one token's training step, as PaLM counts (arXiv 2204.02311, appendix B).
 
-    6 for each parameter in a matrix product, and 12 N D T for attention, counting the full square even
-    where it is causal; half of that with `causal`. What is computed again in the backward pass does not
-    count. An embedding that is only looked up does no product: it counts if it is tied.
+    6 for each parameter in a matrix product (`parameters`: those that a token goes through), and 12 N D T
+    for attention, counting the full square even where it is causal; half of that with `causal`. What is
+    computed again in the backward pass does not count. An embedding that is only looked up does no
+    product: it counts if it is tied.
     """
     narrow = model.embedding_dim or model.embed_dim
     looked_up = 0 if model.tie_embeddings else vocab_size * narrow

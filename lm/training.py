@@ -32,6 +32,7 @@ from lm.out_of_memory import Guard, shapes_of
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import TrainState, evaluated_params
+from lm.terms import experts
 from lm.writer import MetricsWriter, Progress, atomic_write, read_metrics
 
 
@@ -331,6 +332,9 @@ class Loop:
         found = {}
         for name, value in metrics.items():
             term, slash, kind = name.rpartition('/')
+            if experts.is_of(name):
+                found[name] = value
+                continue
             if kind in shown:
                 found[f'{term}{slash}{shown[kind]}'] = value
         if not self.run.others:
@@ -373,7 +377,11 @@ class Loop:
         for task, result in results.items():
             kept = ('loss', 'perplexity', 'accuracy', 'pearson')
             prefix = f'{task}/' if task else ''
-            values |= {f'valid/{prefix}{k}': result[k] for k in kept if result.get(k) is not None}
+            values |= {
+                f'valid/{prefix}{name}': value
+                for name, value in result.items()
+                if value is not None and (name in kept or experts.is_of(name))
+            }
             notes.append(f'{task} {_described(result)}'.lstrip())
         if self.run.others:
             # Of those that are validated; evenly, where none of them is trained.
@@ -449,6 +457,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
         'name': workdir.resolve().name,
         'steps': step,
         'parameters': run.steps.parameters,
+        'active_parameters': run.steps.active_parameters,
         'seconds': sum(event.get('seconds', 0) for event in history),
         'finished': finished,
         'splits': results,
@@ -483,7 +492,7 @@ def flops_per_token(run: Run) -> dict[str, float | None]:
     config, model, shapes = run.config, run.steps.model, run.steps.shapes.params
     length = config.data.length
     if isinstance(model, Decoder) and not config.model.share_layers:
-        facts = run.steps.parameters, config.model, length, model.vocab_size
+        facts = run.steps.active_parameters, config.model, length, model.vocab_size
         return {
             'mfu': throughput.flops_per_token(*facts),
             'mfu_causal': throughput.flops_per_token(*facts, causal=True),
@@ -500,7 +509,11 @@ def flops_per_token(run: Run) -> dict[str, float | None]:
         used[f'head_{name}'] = asked / length
         if head.kind != 'pooled':
             used['embed'] = asked / length
-    parts = [(tree.size(shapes[name]), share) for name, share in used.items() if name in shapes]
+    parts = [
+        (throughput.active(shapes[name], config.model), share)
+        for name, share in used.items()
+        if name in shapes
+    ]
     return found | {'mfu': throughput.encoder_flops_per_token(parts, config.model, length)}
 
 

@@ -62,6 +62,7 @@ def make(workdir, **changes):
         'name': workdir.name,
         'steps': 60,
         'parameters': 1_234_567,
+        'active_parameters': 1_234_567,
         'seconds': 75.0,
         'finished': True,
         'splits': {'valid': split(2.5), 'test': split(2.75)},

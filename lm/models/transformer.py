@@ -5,6 +5,7 @@ compiled loop or are unrolled, so that a checkpoint fits both. (Layers that shar
 """
 
 import functools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from lm import attention
 from lm.config import ModelConfig
 from lm.errors import InputError, lookup
+from lm.layers import router
 from lm.layers.attention import head_sizes
 from lm.layers.block import Block, Group
 from lm.layers.dense import STDDEV, Dense
@@ -78,6 +80,8 @@ class Transformer(nn.Module):
     def kinds(self) -> tuple[Any, ...]:
         """What the layers go through in turn: masks, or other entries of `lm.layers.mixers`.
 
+        Where not every layer has experts, the pattern is repeated until it has a whole number of those.
+
         Raises:
             InputError: one is not known, or they do not divide the layers.
         """
@@ -88,12 +92,21 @@ class Transformer(nn.Module):
                 f'config.model.num_layers = {layers} cannot be divided by the {len(kinds)} masks of '
                 f'config.model.attention = {pattern}.'
             )
-        return kinds
+        every = self.config.expert_every if self.config.experts else 1
+        repeats = math.lcm(len(kinds), every) // len(kinds)
+        if layers % (repeats * len(kinds)):
+            raise InputError(
+                f'config.model.num_layers = {layers} cannot be divided by {repeats * len(kinds)}, after '
+                f'which config.model.expert_every = {every} and the {len(kinds)} entries of '
+                f'config.model.attention = {pattern} begin anew.'
+            )
+        return kinds * repeats
 
     def setup(self):
         c = self.config
         lookup(dict.fromkeys(POSITIONS), c.position, 'config.model.position')
         lookup(REMATS, c.remat, 'config.model.remat')
+        router.check(c, self.streams)
         if c.parallel_residual and (c.norm_placement == 'post' or self.crosses):
             raise InputError(
                 'config.model.parallel_residual = True is for decoders and encoders whose norms come '
@@ -193,7 +206,7 @@ class Transformer(nn.Module):
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         length = c.num_layers // len(self.kinds)
         own = {'params': 0, HISTORIES: 0}  # What each layer has of its own, unless they share it.
-        each = {'intermediates': 0} | ({} if c.share_layers else own)
+        each = {'intermediates': 0, 'experts': 0} | ({} if c.share_layers else own)
         layers = nn.scan(
             layer,
             variable_axes=each,
@@ -242,11 +255,14 @@ class Transformer(nn.Module):
 
     def _layer(self, **options) -> nn.Module:
         """Returns what is repeated: a layer, or one for each entry of the pattern."""
-        first, *others = kinds = self.kinds
-        options |= {'crosses': self.crosses}
-        return (
-            Group(self.config, kinds, **options) if others else Block(self.config, first, **options)
+        kinds, every = self.kinds, self.config.expert_every
+        experts = tuple(
+            self.config.experts > 0 and i % every == every - 1 for i in range(len(kinds))
         )
+        options |= {'crosses': self.crosses}
+        if len(kinds) > 1:
+            return Group(self.config, kinds, experts, **options)
+        return Block(self.config, kinds[0], experts=experts[0], **options)
 
     def _relative(self) -> jax.Array | None:
         return self.relative.table() if self.config.position == 'relative' else None

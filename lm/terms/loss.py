@@ -1,5 +1,6 @@
 """What losses are made of: terms, and what models are asked for them."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm import tree
 from lm.layers.products import HISTORIES
 from lm.models import Model
 
@@ -111,8 +113,8 @@ def hidden(
     rng: jax.Array | None,
     segments: bool,
     **options: Any,
-) -> jax.Array:
-    """Returns `[B, T, D]`.
+) -> tuple[jax.Array, Sums]:
+    """Returns `[B, T, D]`, and where the model has experts the sums of their term.
 
     Args:
         model: any.
@@ -124,16 +126,29 @@ def hidden(
     """
     facts = {name: batch[name] for name in _FACTS if name in batch}
     histories = params.histories if isinstance(params, Trained) else {}
-    return model.apply(
+    mixed = model.config.experts > 0  # Padding is not to be routed.
+    vectors, sown = model.apply(
         {'params': parameters(params), HISTORIES: histories},
         batch['inputs'],
-        segment_ids=batch['segment_ids'] if segments else None,
+        segment_ids=batch['segment_ids'] if segments or mixed else None,
         deterministic=rng is None,
         rngs=None if rng is None else {'dropout': rng},
         method='hidden',
+        mutable=['experts'] if mixed else [],
         **facts,
         **options,
     )
+    return vectors, {'experts': experts_sums(sown['experts'])} if mixed and sown else {}
+
+
+def experts_sums(sown: Any) -> dict[str, jax.Array]:
+    """Returns what each layer's `lm.layers.moe.statistics` come to, by name."""
+    found: dict[str, list[jax.Array]] = collections.defaultdict(list)
+    for path, leaf in zip(tree.paths(sown), jax.tree.leaves(sown), strict=True):
+        found[path.rpartition('/')[2]].append(leaf.reshape(-1))
+    each = {name: jnp.concatenate(leaves) for name, leaves in found.items()}  # [layers]
+    worst = len(each['load']) * jnp.max(each['load'])
+    return {name: jnp.sum(values) for name, values in each.items()} | {'worst_load': worst}
 
 
 def parameters(params: Any) -> Any:
