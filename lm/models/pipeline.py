@@ -214,7 +214,7 @@ def run(
         repeat, micro_batch, _ = plan.work(iteration, numbers)
         begins = ((numbers == 0) & (repeat == 0))[:, None, None, None]
         new = jax.vmap(_nth)(x, micro_batch)
-        given = _over_stages(jnp.where(begins, new, jnp.roll(made, 1, axis=0)))
+        given = _over_stages(jnp.where(begins, new, _passed_on(made)))
         made, sown = every(pieces, given, rows, shared, repeat, numbers, micro_batch)
         made = _over_stages(made)
         return made, (made, sown)
@@ -327,6 +327,17 @@ def _each_stage(x: jax.Array, stages: int, rows_at: int | None = None) -> jax.Ar
 def _over_stages(x: jax.Array) -> jax.Array:
     """Lays `[S, B / M, T, D]` over the mesh."""
     return _constrain(x, (AXIS, ROWS, 'sequence', None))
+
+
+@jax.custom_vjp
+def _passed_on(x: jax.Array) -> jax.Array:
+    """Returns `[S, ...]`, of each stage what was the one's before it. (Its gradient in one piece, too.)"""
+    return jnp.roll(x, 1, axis=0)
+
+
+_passed_on.defvjp(
+    lambda x: (_passed_on(x), None), lambda _, gradient: (jnp.roll(gradient, -1, axis=0),)
+)
 
 
 def _constrain(x: jax.Array, spec: Any) -> jax.Array:

@@ -34,6 +34,8 @@ REMATS = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
+# What layers sow, by collection: of rows, or numbers that are sums over tokens.
+SOWN = ('intermediates', 'experts')
 
 
 class Transformer(nn.Module):
@@ -206,7 +208,7 @@ class Transformer(nn.Module):
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         length = c.num_layers // len(self.kinds)
         own = {'params': 0, HISTORIES: 0}  # What each layer has of its own, unless they share it.
-        each = {'intermediates': 0, 'experts': 0} | ({} if c.share_layers else own)
+        each = dict.fromkeys(SOWN, 0) | ({} if c.share_layers else own)
         layers = nn.scan(
             layer,
             variable_axes=each,
@@ -222,7 +224,7 @@ class Transformer(nn.Module):
     ) -> jax.Array:
         """As `_in_turn`, over the stages of the mesh; dropout is of other random numbers."""
         c, block = self.config, self._layer(parent=None)
-        sows = self.is_mutable_collection('intermediates')
+        sows = [name for name in SOWN if self.is_mutable_collection(name)]
 
         def layer(params: Any, x: jax.Array, facts: Any, rng: jax.Array | None):
             tokens, relative = facts
@@ -233,11 +235,11 @@ class Transformer(nn.Module):
                 None,
                 deterministic,
                 rngs=None if rng is None else {'dropout': rng},
-                mutable=['intermediates'] if sows else [],
+                mutable=sows,
             )
-            return x, found.get('intermediates', {})
+            return x, found
 
-        rng = None if deterministic or not c.dropout else self.make_rng('dropout')
+        rng = self.make_rng('dropout') if self.has_rng('dropout') else None
         x, sown = pipeline.run(
             layer,
             self.variables['params']['layers'],
@@ -249,8 +251,9 @@ class Transformer(nn.Module):
             c.remat,
             unroll=not c.scan_layers,
         )
-        for name, value in sown.items():
-            self.layers.put_variable('intermediates', name, value)
+        for collection, values in sown.items():
+            for name, value in values.items():
+                self.layers.put_variable(collection, name, value)
         return x
 
     def _layer(self, **options) -> nn.Module:
