@@ -156,6 +156,11 @@ _BYTES = flags.DEFINE_integer(
 _IDENTIFY = flags.DEFINE_bool(
     'identify', False, "vocabulary: tell languages by py3langid (pip install -e '.[corpus]')."
 )
+_STOPPED_CODE = flags.DEFINE_integer(
+    'stopped_code',
+    0,
+    'train: exit code where it was asked to stop (SIGTERM) before the last step; lm.launch tells by it.',
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Join the other hosts of a TPU pod or cluster (jax.distributed).'
 )
@@ -214,7 +219,7 @@ def _train() -> None:
     written = train(config, _workdir())
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
-        return
+        sys.exit(_STOPPED_CODE.value)
     _say_results(written)
     _say(f'Report: {_workdir() / "report.html"}')
 
