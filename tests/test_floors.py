@@ -35,7 +35,7 @@ FLOORS = [
         *('likelihood', 'harness', 'corpus_report'),
         *('vocabulary_report', 'vocabulary_page'),
     },
-    {'pretrained'},
+    {'pretrained', 'launch'},
     {'main', 'corpus'},
 ]
 HOST_SIDE, DEVICE_SIDE = {'data', 'objectives', 'tasks'}, {'attention', 'layers', 'models'}

@@ -119,7 +119,7 @@ class Rendered(NamedTuple):
 def check(job: Job) -> None:
     """Raises InputError for what no tool can run."""
     if not re.fullmatch(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?', job.name):
-        near = re.sub(r'[^a-z0-9]+', '-', job.name.lower()).strip('-0123456789')[:40].rstrip('-')
+        near = re.sub(r'[^a-z0-9]+', '-', job.name.lower()).lstrip('-0123456789')[:40].strip('-')
         raise InputError(
             f"--name = '{job.name}' cannot be: at most 40 small letters, digits and '-', a letter first, "
             f"such as '{near or 'train'}'."
@@ -219,16 +219,16 @@ def checkout(job: Job, folder: str) -> list[str]:
 
 
 def own_python(job: Job, folder: str, environment: str) -> list[str]:
-    """Returns lines that install the project into an environment of its own, and enter it.
+    """Returns lines that install the project into an environment of its own, whose Python is first.
 
     The Python of machine images may be older than 3.11: uv brings one.
     """
     return [
         'export PATH="$HOME/.local/bin:$PATH"',
         'command -v uv > /dev/null || python3 -m pip install --quiet --user uv',
-        f'[ -d {environment} ] || uv venv --quiet --python 3.12 {environment}',
-        f'source {environment}/bin/activate',
-        f"uv pip install --quiet -e '{folder}[{extra(job)}]'",
+        f'[ -d "{environment}" ] || uv venv --quiet --python 3.12 "{environment}"',
+        f'export PATH="{environment}/bin:$PATH"',
+        f'uv pip install --quiet --python "{environment}/bin/python" -e "{folder}[{extra(job)}]"',
     ]
 
 

@@ -167,9 +167,12 @@ def machine(name: str) -> Machine:
         return found
     sizes = {m.name: int(m.name.rpartition('-')[2]) for m in MACHINES.values() if m.chip == family}
     if sizes and size.isdecimal():
-        close = min(sizes, key=lambda each: abs(math.log(sizes[each] / max(int(size), 1))))
+        wanted = max(int(size), 1)
+        close = MACHINES[min(sizes, key=lambda each: abs(math.log(sizes[each] / wanted)))]
+        many = not close.is_tpu and wanted > close.chips
+        nodes = f', with --nodes={math.ceil(wanted / close.chips)}' if many else ''
         raise InputError(
-            f"--accelerator = '{name}' is no size that there is. The nearest is {close}."
+            f"--accelerator = '{name}' is no size that there is. The nearest is {close.name}{nodes}."
         )
     if sizes or name in {m.chip for m in MACHINES.values()}:
         of = [m.name for m in MACHINES.values() if m.chip == (family or name)]

@@ -74,7 +74,7 @@ def task(job: Job) -> dict[str, Any]:
         resources['image_id'] = f'docker:{job.image}'
     folder = '.' if job.code.kind == 'folder' else 'code'
     install = [] if job.code.kind == 'folder' else jobs.checkout(job, folder)
-    own = job.setup.splitlines() or jobs.own_python(job, folder, '~/lm-environment')
+    own = job.setup.splitlines() or jobs.own_python(job, folder, '$HOME/lm-environment')
     # What a line of `setup` sets is not there in `run`: both begin with the same lines.
     setup = ['set -euo pipefail', *install, *own]
     run = [*setup, *([] if folder == '.' else [f'cd {folder}']), *_run(job)]
@@ -96,7 +96,7 @@ def _mounts(job: Job) -> dict[str, Any]:
 
 
 def _run(job: Job) -> list[str]:
-    if job.machine.is_tpu:
+    if job.machine.is_tpu or job.hosts == 1:
         return [jobs.training(job)]
     who = (
         f'--coordinator="$first:{jobs.PORT}"',

@@ -116,7 +116,7 @@ def _train(job: Job) -> list[str]:
         code = jobs.checkout(job, 'code')
     else:
         code = ['mkdir -p code', 'tar -C code -xzf code.tar.gz']
-    own = job.setup.splitlines() or jobs.own_python(job, 'code', 'environment')
+    own = job.setup.splitlines() or jobs.own_python(job, 'code', '$PWD/environment')
     return [
         '#!/usr/bin/env bash',
         '# What each host runs, in its folder.',
@@ -140,6 +140,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 name=@NAME@
 where=(@WHERE@)
 restarts=0
+counted='' # the failure that a TPU which is gone was seen by
 
 run() {
   printf '+ %s\n' "${*@Q}" >&2
@@ -147,12 +148,13 @@ run() {
 }
 
 state() { # WAITING_FOR_RESOURCES, SUSPENDED, ACTIVE/READY, ...; nothing where no TPU was asked for
-  local now which="name~/$name\$"
+  local now node='' which="name~/$name\$"
   now=$(gcloud compute tpus queued-resources list "${where[@]}" \
-    --filter="$which" --format='value(state.state)')
+    --filter="$which" --format='value(state.state)') || return
   if [ "$now" = ACTIVE ]; then
-    now+=/$(gcloud compute tpus tpu-vm list "${where[@]}" \
-      --filter="$which" --format='value(state)')
+    node=$(gcloud compute tpus tpu-vm list "${where[@]}" \
+      --filter="$which" --format='value(state)') || return
+    now+=/$node
   fi
   echo "$now"
 }
@@ -193,6 +195,7 @@ while true; do
   case $now in
     '')
       create
+      sleep @PAUSE@
       ;;
     ACTIVE/READY)
       code=0
@@ -205,10 +208,12 @@ while true; do
       esac
       sleep @PAUSE@ # until it is known whether the TPU is there still
       again "exit code $code"
+      counted=yes
       ;;
     FAILED | SUSPENDED | ACTIVE/ | ACTIVE/PREEMPTED | ACTIVE/TERMINATED)
+      [ -n "$counted" ] || again "the TPU was $now"
+      counted=''
       delete
-      again "the TPU was $now"
       ;;
     *)
       echo "$name: $now" >&2
