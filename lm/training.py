@@ -171,6 +171,7 @@ class Loop:
                     with self.meter.pause():
                         loss = self.evaluate(state, step) if evaluates else None
                         if saves:
+                            self.writer.sync()
                             self.checkpoints.save(step, state, self.data_state(item), loss)
             if stops:
                 self.progress.note(f'Asked to stop: saving step {step}.')
