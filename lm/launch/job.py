@@ -143,8 +143,8 @@ def check(job: Job) -> None:
     for name in job.secrets:
         if not re.fullmatch(r'[A-Za-z_]\w*', name):
             raise InputError(
-                '--secret is the name of a variable alone, --secret=WANDB_API_KEY; its value is taken from the '
-                'environment.'
+                '--secret is the name of a variable alone, --secret=WANDB_API_KEY; its value is taken '
+                'from the environment.'
             )
 
 
