@@ -44,8 +44,8 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
-        'pyyaml>=6.0',  # What is written for Kubernetes and SkyPilot.
         'pyarrow>=16',  # Parquet, and files packed by zstd.
+        'pyyaml>=6.0',  # What is written for Kubernetes and SkyPilot.
         'sacrebleu>=2.5',
         'safetensors>=0.5',
         'sentencepiece>=0.2.1',

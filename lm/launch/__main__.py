@@ -10,6 +10,7 @@ Without --execute nothing is run: the files and commands are printed, as a scrip
 A whole example of each: python -m lm.launch TARGET --help
 """
 
+import os
 import re
 import shlex
 import sys
@@ -149,6 +150,9 @@ def main(arguments: list[str]) -> None:
         rendered = launch.render(target, what)
         folder = flags.FLAGS.output or f'runs/launch/{what.name}'
         if flags.FLAGS.execute:
+            missing = [name for name in what.secrets if name not in os.environ]
+            if missing and target != 'gke':  # There a Secret of the cluster has them.
+                raise InputError(f'--secret={missing[0]}: the environment has no such variable.')
             launch.execute(rendered, folder, lambda line: print(line, file=sys.stderr))
             return
         if flags.FLAGS.output:

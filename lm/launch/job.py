@@ -140,6 +140,13 @@ def check(job: Job) -> None:
                 'from the environment.'
             )
 
+    for name in job.secrets:
+        if not re.fullmatch(r'[A-Za-z_]\w*', name):
+            raise InputError(
+                '--secret is the name of a variable alone, --secret=WANDB_API_KEY; its value is taken '
+                'from the environment.'
+            )
+
 
 def _check_workdir(job: Job) -> None:
     scheme = job.workdir.partition('://')[0] if '://' in job.workdir else ''

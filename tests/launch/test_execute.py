@@ -286,10 +286,10 @@ def test_a_host_ends_as_training_ends_whoever_looks_on(host, code, ends):
 
     first = look()
     os.killpg(first.pid, signal.SIGKILL)  # The connection is lost; training goes on.
-    first.communicate()
+    first.communicate(timeout=60)
     second = look()
     (host / 'tell').write_text(f'{code}\n')
-    second.communicate()
+    second.communicate(timeout=60)
     assert second.returncode == ends
     assert (host / 'train.log').read_text() == 'started\n'
 

@@ -83,6 +83,8 @@ def test_help_shows_a_whole_example_that_works(target):
         ([*GKE, '--reserved'], ['--reservation=NAME']),
         ([*SLURM, '--env=A'], ["'A'", 'NAME=VALUE']),
         ([*SLURM, '--env=HF_TOKEN=hunter2'], ['--secret=HF_TOKEN']),
+        ([*SLURM, '--secret=HF_TOKEN=hunter2'], ['--secret=WANDB_API_KEY']),
+        ([*SLURM, '--secret=NOT_SET_HERE', '--execute'], ['--secret=NOT_SET_HERE']),
         ([*SLURM, '--config=/etc/none.py'], ['/etc/none.py']),
         ([*SLURM, '--max_restarts=-1'], ['max_restarts']),
     ],

@@ -217,7 +217,8 @@ def test_pods_with_gpus_know_the_first_one():
 @few('skypilot')
 def test_tasks_are_of_skypilot(target, job):
     sky = pytest.importorskip('sky', reason="pip install 'skypilot'")
-    task = sky.Task.from_yaml_config(skypilot.task(job), env_overrides=None)
+    secrets = [('WANDB_API_KEY', 'any')]
+    task = sky.Task.from_yaml_config(skypilot.task(job), secrets_overrides=secrets)
     [resources] = task.resources
     assert task.num_nodes == job.nodes
     assert resources.use_spot
