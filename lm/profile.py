@@ -12,6 +12,7 @@ categories of the compiled step's operations are kept in `operations.json` besid
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,11 @@ def summary(workdir: Path) -> dict[str, Any] | None:
         What `lm.profile_table.table` returns, and from the workdir `folder`, and `trace` for Perfetto.
     """
     session = newest(workdir)
-    found = session and table(session, read_operations(session / OPERATIONS))
+    try:
+        found = session and table(session, read_operations(session / OPERATIONS))
+    except Exception as error:  # noqa: BLE001  a kill may have cut it short: no reason to lose a report
+        print(f"lm: the profile in '{session}' cannot be read: {error}", file=sys.stderr)
+        return None
     if not found:
         return None
     trace = max(session.glob('*.trace.json.gz'), default=session)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from command_line import arguments, assert_refused, call, config_of, snapshot, write_text
@@ -90,6 +91,14 @@ def test_a_trace_that_does_not_reach_its_end_is_written(tmp_path):
     result = call(tiny(tmp_path, log__profile='(8, 20)'))
     assert result.code == 0, result.err
     assert json.loads((workdir / 'report.json').read_text())['profile']['steps'] == [8, 9]
+
+
+def test_a_trace_that_was_cut_short(traced, tmp_path, capsys):
+    shutil.copytree(traced[0] / 'profile', tmp_path / 'profile')
+    file = next(tmp_path.rglob('*.xplane.pb'))
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert profile.summary(tmp_path) is None
+    assert 'cannot be read' in capsys.readouterr().err
 
 
 def test_without_a_trace(tmp_path):
