@@ -135,6 +135,11 @@ def check(config: ModelConfig, mesh: Mesh) -> None:
             f'config.model.pipeline_microbatches = {parts} cannot be divided by mesh.stage = {stages}, as '
             f'config.model.pipeline_repeats = {repeats} needs it. The nearest that can: {near}.'
         )
+    if config.matmul == 'fp8':
+        raise InputError(
+            f"mesh.stage = {stages} sends layers to stages, and config.model.matmul = 'fp8' keeps what each "
+            "step found for the next one: set it to 'int8', or mesh.stage to 1."
+        )
     stacks = [('num_layers', config.num_layers, config.attention)]
     if config.architecture == 'encoder_decoder':
         name = 'encoder_layers' if config.encoder_layers else 'num_layers'
