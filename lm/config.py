@@ -403,7 +403,8 @@ _RANGES = {
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
     r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
-    r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale|pipeline_microbatches)'
+    r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale)'
+    r'|model\.pipeline_microbatches'
     r'|data\.(workers|rates_limit)|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
     r'|eval\.(batch_size|stride|batches|beams|length_penalty|candidates)'
