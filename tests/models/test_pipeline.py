@@ -277,7 +277,7 @@ def test_dropout_is_anothers_in_each_layer_and_micro_batch():
         return x, jax.random.bits(rng, (x.shape[0],))
 
     with jax.set_mesh(make_mesh(stage=2)):
-        run = jax.jit(lambda x, key: pipeline.run(layer, jnp.ones((4,)), x, None, None, plan, key))
+        run = jax.jit(lambda x, key: pipeline.run(layer, jnp.ones((8,)), x, None, None, plan, key))
         bits = run(jnp.zeros((ROWS, 1, 1)), jax.random.key(0))[1]
     assert bits.shape == (8, ROWS)
     assert len(np.unique(bits)) == 8 * ROWS
