@@ -304,12 +304,13 @@ def get_config() -> ConfigDict:
             # bool. One compiled layer in a loop (compiles in seconds at any depth), or N copies.
             # The parameters and results are the same.
             'scan_layers': True,
-            # With config.mesh.stage > 1 (lm/models/pipeline.py draws it):
-            # int. M: the rows go through the stages in so many equal parts. 0 = as many as stages; more leave
-            # the stages idle for less of the time.
+            # Of config.mesh.stage > 1 (lm/models/pipeline.py draws it). They move the work and not the
+            # result, but for dropout's random numbers.
+            # int. M: rows go through the stages in so many equal parts. 0 = as many as stages; with more of
+            # them the stages are idle for less of the time.
             'pipeline_microbatches': 0,
-            # int. R: pieces of the layers that each stage has, so that rows go round so many times. Also less
-            # idle, for R times as much to send. Above 1 the stages must divide the micro-batches.
+            # int. R: pieces of the layers a stage; rows go round so many times. Less is idle, and R times
+            # as much is sent. Above 1 the stages must divide M.
             'pipeline_repeats': 1,
             # str: none | dots | full. What the backward pass recomputes instead of keeping: nothing,
             # all but matrix products, everything. Less memory, more time.

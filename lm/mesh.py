@@ -243,8 +243,7 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
                 f'of shape {leaf.shape}.'
             ) from None
         leading = len(leaf.shape) - len(axes)  # 1 for stacked layers
-        stacked = ('stage',) if mesh.shape['stage'] > 1 and 'layers/' in path else (None,)
-        axes = (stacked * leading)[:leading] + axes
+        axes = ('stage' if mesh.shape['stage'] > 1 else None,) * leading + axes
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
                 hint = ' Set config.model.vocab_multiple.' if path.endswith('embedding') else ''

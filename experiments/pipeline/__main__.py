@@ -2,8 +2,8 @@
 
    python -m experiments.pipeline --output=experiments/pipeline/results.jsonl
 
-Steps are compiled for virtual CPU devices, and not run: bytes are the compiler's own. What is sent in a loop
-is counted once, for one turn.
+Steps are compiled for virtual CPU devices, and not run: bytes are the compiler's own. What is sent in a
+loop is counted once, for one turn.
 """
 
 import argparse

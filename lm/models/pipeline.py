@@ -193,27 +193,10 @@ def run(
     rows = jax.tree.map(lambda a: _each_stage(_micro_batches(a, micro_batches), stages, 1), rows)
     shared = jax.tree.map(lambda a: _each_stage(a, stages), shared)
 
-    def piece(params: Any, x: jax.Array, rows: Any, shared: Any, repeat, stage, micro_batch):
-        """What one stage does in a turn."""
-        params = _nth(params, repeat if repeats > 1 else 0)
-        rows = _nth(rows, micro_batch)
-        first = (repeat * stages + stage) * depth
-
-        def one(x: jax.Array, inputs: Any) -> Any:
-            params, number = inputs
-            key = rng
-            if rng is not None:
-                key = jax.random.fold_in(jax.random.fold_in(rng, number), micro_batch)
-            return layer(params, checkpoint_name(x, _GIVEN), (rows, shared), key)
-
-        inputs = params, first + jnp.arange(depth)
-        return jax.lax.scan(one, x, inputs, unroll=depth if unroll else 1)
-
-    if remat != 'none':
-        layer = jax.checkpoint(layer, prevent_cse=unroll)
+    work = _work(layer, plan, depth, rng, remat, unroll)
     if remat != 'none' or repeats > 1:
-        piece = jax.checkpoint(piece, policy=_keeps(remat, pieces, plan, depth), prevent_cse=False)
-    every = jax.vmap(piece, in_axes=(1, 0, 0, 0, 0, 0, 0), spmd_axis_name=AXIS)
+        work = jax.checkpoint(work, policy=_keeps(remat, pieces, plan, depth), prevent_cse=False)
+    every = jax.vmap(work, in_axes=(1, 0, 0, 0, 0, 0, 0), spmd_axis_name=AXIS)
 
     def turn(made: jax.Array, iteration: jax.Array) -> Any:
         repeat, micro_batch, _ = plan.work(iteration, numbers)
@@ -231,6 +214,37 @@ def run(
     # [M, S, B / M, T, D]: of these the last stage's, sent to all.
     made = jnp.where((numbers == stages - 1)[:, None, None, None], made[last], 0)
     return _rows(jnp.sum(made, axis=1)), jax.tree.map(lambda a: _in_order(a, plan), sown)
+
+
+def _work(
+    layer: Layer, plan: Schedule, depth: int, rng: jax.Array | None, remat: str, unroll: bool
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """Returns what one stage does in a turn: a piece, of so many layers, of a micro-batch.
+
+    It takes the stage's pieces `[R, N / (S R), ...]`, vectors, what is known of rows `[M, B / M, ...]` and
+    besides, and the numbers of the piece, the stage and the micro-batch.
+    """
+    if remat != 'none':
+        layer = jax.checkpoint(layer, prevent_cse=unroll)
+
+    def work(params: Any, x: jax.Array, rows: Any, shared: Any, repeat, stage, micro_batch):
+        params = _nth(
+            params, repeat if plan.repeats > 1 else 0
+        )  # One and the same leaves no copies.
+        facts = _nth(rows, micro_batch), shared
+        first = (repeat * plan.stages + stage) * depth
+
+        def one(x: jax.Array, inputs: Any) -> Any:
+            params, number = inputs
+            key = rng
+            if rng is not None:
+                key = jax.random.fold_in(jax.random.fold_in(rng, number), micro_batch)
+            return layer(params, checkpoint_name(x, _GIVEN), facts, key)
+
+        inputs = params, first + jnp.arange(depth)
+        return jax.lax.scan(one, x, inputs, unroll=depth if unroll else 1)
+
+    return work
 
 
 def _pieces(params: Any, plan: Schedule) -> Any:

@@ -195,7 +195,7 @@ def test_pieces_are_sent_to_their_stages_by_permutations(plan):
     ids=str,
 )
 def test_a_device_holds_its_stages_layers_alone(options):
-    params, shardings = make_params(make_model(**options)), None
+    params = make_params(make_model(**options))
     shardings = mesh.parameter_shardings(params, make_mesh(stage=2))
     for path, leaf, sharding in zip(
         tree.paths(params), jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True
@@ -263,11 +263,11 @@ def test_numbers_that_layers_sow_are_added_up_without_the_idle():
 
     x = jnp.arange(ROWS, dtype=jnp.float32)[:, None, None] * jnp.ones((1, 1, 2))
     with jax.set_mesh(make_mesh(stage=2)):
-        run = jax.jit(lambda x: pipeline.run(layer, 10 * jnp.ones((4,)), x, None, None, plan))
+        run = jax.jit(lambda x: pipeline.run(layer, 10 * jnp.ones((8,)), x, None, None, plan))
         out, sown = run(x)
-    np.testing.assert_array_equal(out, x + 40)
-    np.testing.assert_array_equal(sown['count'], [ROWS] * 4)
-    np.testing.assert_array_equal(sown['rows'], x[:, 0, 0] + 10 * np.arange(4)[:, None])
+    np.testing.assert_array_equal(out, x + 80)
+    np.testing.assert_array_equal(sown['count'], [ROWS] * 8)
+    np.testing.assert_array_equal(sown['rows'], x[:, 0, 0] + 10 * np.arange(8)[:, None])
 
 
 def test_dropout_is_anothers_in_each_layer_and_micro_batch():
@@ -277,10 +277,10 @@ def test_dropout_is_anothers_in_each_layer_and_micro_batch():
         return x, jax.random.bits(rng, (x.shape[0],))
 
     with jax.set_mesh(make_mesh(stage=2)):
-        run = jax.jit(lambda x, key: pipeline.run(layer, jnp.ones((4,)), x, None, None, plan, key))
+        run = jax.jit(lambda x, key: pipeline.run(layer, jnp.ones((8,)), x, None, None, plan, key))
         bits = run(jnp.zeros((ROWS, 1, 1)), jax.random.key(0))[1]
-    assert bits.shape == (4, ROWS)
-    assert len(np.unique(bits)) == 4 * ROWS
+    assert bits.shape == (8, ROWS)
+    assert len(np.unique(bits)) == 8 * ROWS
 
 
 @pytest.mark.slow
