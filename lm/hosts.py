@@ -32,8 +32,10 @@ _folder: Path | None = None
 
 
 def find(address: str, count: int | None, index: int | None, limits: Limits) -> tuple[Place, Any]:
-    """Returns which process this is, as said; else as `JAX_COORDINATOR_ADDRESS`,
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say, or TPU pods, Slurm, Kubernetes or Open MPI.
+    """Returns which process this is.
+
+    What is not said is as `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` have it, or
+    else as TPU pods, Slurm, Kubernetes or Open MPI do.
 
     Args:
         address: `HOST:PORT` of process 0; '' is not said.
