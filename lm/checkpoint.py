@@ -53,6 +53,18 @@ def _replicated(shapes: Any) -> Sharding:
     return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else sharding
 
 
+def _on_all_hosts(read: Callable[[], Any]) -> Any:
+    """Returns what is read, or raises where any host cannot: none goes on without the others."""
+    found = error = None
+    try:
+        found = read()
+    except Exception as raised:  # noqa: BLE001  whatever a broken file makes Orbax raise
+        error = raised
+    if mesh.agree(error is not None):
+        raise error or ValueError('another host cannot read it')
+    return found
+
+
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     """Returns who writes and reads each item: a tree of arrays as always, but not compressed.
 
@@ -243,12 +255,10 @@ class Checkpoints:
         # Without a sharding Orbax would take that of the hosts that saved it.
         fingerprint = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_replicated(shapes))
         target = {'state': shapes, 'fingerprint': fingerprint}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
         )
+        restored = _on_all_hosts(lambda: self._manager.restore(step, args=args))
         state, data = restored['state']['state'], dict(restored['data'])
         same = int(self._fingerprint.result()(state)) == int(restored['state']['fingerprint'])
         if not same or data.pop('digest') != digest(data):

@@ -8,6 +8,7 @@ something else. Without it all functions here do nothing, as there is nobody els
 import contextlib
 import hashlib
 import logging
+import os
 import socket
 import sys
 import threading
@@ -31,7 +32,10 @@ _folder: Path | None = None
 
 
 def find(address: str, count: int | None, index: int | None, limits: Limits) -> tuple[Place, Any]:
-    """Returns which process this is: as said, or else as TPU pods, Slurm, Kubernetes or Open MPI say.
+    """Returns which process this is.
+
+    What is not said is as `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` have it, or
+    else as TPU pods, Slurm, Kubernetes or Open MPI do.
 
     Args:
         address: `HOST:PORT` of process 0; '' is not said.
@@ -47,6 +51,9 @@ def find(address: str, count: int | None, index: int | None, limits: Limits) -> 
     """
     from jax._src.clusters import ClusterEnv  # What `jax.distributed.initialize` asks.
 
+    address = address or os.environ.get('JAX_COORDINATOR_ADDRESS', '')
+    count = _number('JAX_NUM_PROCESSES') if count is None else count
+    index = _number('JAX_PROCESS_ID') if index is None else index
     try:
         asked = address or None, count, index, None, None, int(limits.join)
         *found, devices = ClusterEnv.auto_detect_unset_distributed_params(*asked)
@@ -69,6 +76,11 @@ def find(address: str, count: int | None, index: int | None, limits: Limits) -> 
     return place, devices
 
 
+def _number(name: str) -> int | None:
+    value = os.environ.get(name, '')
+    return int(value) if value.isdigit() else None
+
+
 @contextlib.contextmanager
 def joined(place: Place, devices: Any, limits: Limits) -> Iterator[None]:
     """Joins the other processes while the block runs.
@@ -79,9 +91,10 @@ def joined(place: Place, devices: Any, limits: Limits) -> Iterator[None]:
         InputError: the port of process 0 cannot be opened.
     """
     global _member
+    hub = None
     if place.index == 0:
         try:
-            watch.Hub(place, limits)
+            hub = watch.Hub(place, limits)
         except OSError as error:
             raise InputError(
                 f'--coordinator={place.address}: port {place.hub[1]} cannot be opened: {error.strerror}.'
@@ -91,13 +104,15 @@ def joined(place: Place, devices: Any, limits: Limits) -> Iterator[None]:
     _join_jax(place, limits, devices)
     try:
         yield
+        jax.distributed.shutdown()
     except Exception as error:
         if not command.as_line(error):
             _fail(error)
         raise
-    jax.distributed.shutdown()
     _member.bye()
     _member = None
+    if hub:  # Others would miss it.
+        hub.wait(limits.silence)
 
 
 def _join_jax(place: Place, limits: Limits, devices: Any) -> None:
@@ -195,6 +210,7 @@ def same(what: str, facts: Mapping[str, Any]) -> None:
     """Holds facts (JSON) to those of process 0; where they differ all end with exit code 2, soon."""
     if _member:
         _member.same(what, facts)
+        reached()
 
 
 def check_shared(workdir: Path, name: str) -> None:

@@ -69,6 +69,8 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
                 break
     suggestion = plots.suggest_learning_rate([r for r, _ in points], [x for _, x in points])
     content = {'suggestion': suggestion, 'points': points}
+    if jax.process_index() != 0:
+        return suggestion
     atomic_write(workdir / 'lr_find.json', json.dumps(content) + '\n')
     label = 'loss (nats per token)' if loss_of_tokens(configs.to_dict(config)) else 'loss'
     plots.learning_rate_plot(points, suggestion, workdir / 'lr_find.png', label)

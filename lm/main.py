@@ -490,12 +490,12 @@ MODES: dict[str, Callable[[], None]] = {
 def main(arguments: list[str]) -> None:
     """Runs the mode that the flags name; bad input is one line and exit code 2."""
     with contextlib.ExitStack() as stack:
-        if _DISTRIBUTED.value or _COORDINATOR.value:
+        asked = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+        if _DISTRIBUTED.value or asked != ('', None, None):
             from lm import hosts
 
             stack.enter_context(command.errors_as_lines(hosts.leave))
             limits = hosts.Limits(_JOIN_LIMIT.value, _SILENCE_LIMIT.value, _STALL_LIMIT.value)
-            asked = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
             stack.enter_context(hosts.joined(*hosts.find(*asked, limits), limits))
         else:
             stack.enter_context(command.errors_as_lines())

@@ -98,7 +98,10 @@ class _Lines:
         if not found:
             return None
         *lines, self._rest = (self._rest + found).split(b'\n')
-        return [json.loads(line) for line in lines]
+        try:
+            return [list(json.loads(line)) for line in lines]
+        except (TypeError, ValueError):  # No process of ours.
+            return None
 
 
 class Hub:
@@ -124,7 +127,12 @@ class Hub:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._started = self._ticked = time.monotonic()
         self._ended = False
-        threading.Thread(target=self._work, name='hosts: hub', daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name='hosts: hub', daemon=True)
+        self._thread.start()
+
+    def wait(self, limit: float) -> None:
+        """Returns when all have left, or after so many seconds."""
+        self._thread.join(limit)
 
     def _work(self) -> None:
         while not self._ended:
@@ -150,7 +158,7 @@ class Hub:
                 self.end(f'{self._name(index)} has died: all stop.', TRY_AGAIN)
             return
         for kind, *values in messages:
-            if kind == 'hello':
+            if kind == 'hello' and len(values) == 3:
                 self._hello(member, *values)
             elif member[1] is not None:
                 self._heard[member[1]] = time.monotonic()
@@ -234,12 +242,11 @@ class Hub:
         longest = now - min(since for _, since in self._progress.values())
         if longest > self._limits.stall:
             least = min(marks for marks, _ in self._progress.values())
-            index = next(i for i, (marks, _) in self._progress.items() if marks == least)
-            self.end(
-                f'{self._name(index)} does nothing since step {self._steps.get(index, 0)}, for '
-                f'{longest:.0f} s: all stop.',
-                TRY_AGAIN,
-            )
+            behind = [i for i, (marks, _) in self._progress.items() if marks == least]
+            all_wait = len(behind) == self._place.count
+            who = 'no host takes a step' if all_wait else f'{self._name(behind[0])} does nothing'
+            step = self._steps.get(behind[0], 0)
+            self.end(f'{who} since step {step}, for {longest:.0f} s: all stop.', TRY_AGAIN)
 
     def end(self, text: str, code: int) -> None:
         """Tells all to end, process 0 last."""

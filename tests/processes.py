@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 _COMPILED = os.environ.get('LM_TEST_PROGRAMS') or tempfile.mkdtemp()
 QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 # What a loaded machine takes for a start, and then some.
-LIMIT = 300.0
+LIMIT = 900.0
 
 
 class End(NamedTuple):

@@ -90,6 +90,7 @@ class Chip:
 
     id: int
     slice_index: int
+    process_index: int = 0
     platform: str = 'gpu'
     device_kind: str = 'chip'
 
@@ -121,6 +122,30 @@ def test_slices_of_devices_that_say_nothing():
     config = mesh.sizes(2, 1, 4, 1, stage=1, slices=2)
     ids = np.vectorize(lambda device: device.id)(mesh.make(config).devices).squeeze()
     assert ids.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ('config', 'rows'),
+    [
+        (mesh.sizes(4, 2), [(0, 1), (2, 3), (4, 5), (6, 7)]),
+        (mesh.sizes(2, 1, 1, 2, expert=2), [(0,), (1,), (2,), (3,)]),
+        (mesh.sizes(2, 1, 4), [(0,), (0,), (1,), (1,)]),  # Heads are split over two hosts.
+        (mesh.sizes(4, 1, 1, stage=2), [(0, 1), (2, 3), (0, 1), (2, 3)]),
+        (mesh.sizes(2, 1, 1, stage=4), [(0, 1)] * 4),
+    ],
+)
+def test_hosts_make_the_rows_that_their_devices_hold(config, rows, monkeypatch):
+    device_mesh = mesh.make(config, [Chip(i, 0, i // 2) for i in range(8)])
+    for host, own in enumerate(rows):
+        monkeypatch.setattr(jax, 'process_index', lambda host=host: host)
+        assert mesh.rows_here(device_mesh) == (mesh.row_shards(device_mesh), own)
+
+
+def test_rows_of_hosts_that_do_not_lie_side_by_side(monkeypatch):
+    grid = np.array([Chip(i, 0, host) for i, host in enumerate((0, 1, 0, 1))])
+    device_mesh = jax.sharding.Mesh(grid.reshape(1, 4, 1, 1, 1, 1), mesh.AXES)
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    assert mesh.rows_here(device_mesh) == (4, (1, 3))
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,13 @@ def test_one_that_stands_still_is_named(processes):
         assert 'host h2 (process 2 of 3) does nothing since step 3, for ' in end.err
 
 
+def test_all_that_stand_still_wait_for_each_other(processes):
+    options = {f'h{i}': {'stands': True} for i in range(3)}
+    for end in Three(processes, [60, 60, 1], **options).ends():
+        assert end.code == watch.TRY_AGAIN
+        assert end.err.startswith('lm: no host takes a step since step 3, for ')
+
+
 def test_all_that_came_stop_when_one_does_not(processes):
     three = Three(processes, [1, 3, 600], count=2)
     for end in three.ends():
