@@ -36,6 +36,7 @@ setup(
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
         'pyarrow>=16',  # Parquet, and files packed by zstd.
+        'qwix>=0.1.8',  # Products of 8-bit integers.
         'sacrebleu>=2.5',
         'safetensors>=0.5',
         'sentencepiece>=0.2.1',
