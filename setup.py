@@ -46,6 +46,7 @@ setup(
         'orbax-checkpoint>=0.12',
         'pyarrow>=16',  # Parquet, and files packed by zstd.
         'pyyaml>=6.0',  # What is written for Kubernetes and SkyPilot.
+        'qwix>=0.1.8',  # Products of 8-bit integers.
         'sacrebleu>=2.5',
         'safetensors>=0.5',
         'sentencepiece>=0.2.1',
