@@ -20,6 +20,8 @@ _SAME = {
     'async-done',
     'add-dependency',
 }
+# These only move numbers, or round them.
+_MOVES = {'bitcast', 'copy', 'convert', 'reshape', 'transpose', 'copy-start'}
 _NOTHING = {'parameter', 'constant', 'after-all', 'partition-id', 'replica-id'}
 
 
@@ -116,6 +118,8 @@ class _Peak:
         if one.op == 'get-tuple-element':
             found = operands[0]
             return found[_index(one)] if isinstance(found, tuple) else found
+        if one.op == 'while':
+            self._name(one, operands[0], buffers)
         if one.op in _SAME or one.op.endswith('-done'):
             return _fitted(one, operands[0])
         free = [
@@ -147,6 +151,45 @@ class _Peak:
         source = self.module.source(one)
         buffers[number] = (step, Buffer(shape.bytes, shape.text, source, one.op_name))
         return number
+
+    def _name(self, loop: Instruction, carried: Any, buffers: dict) -> None:
+        """Says of arrays that a loop fills what it writes into them, in the place of what they began as."""
+        body = self.module.computations[loop.called['body'][0]]
+        made = body.instructions[body.root].operands
+        for value, name in zip(carried, made, strict=False):
+            if not isinstance(value, int):
+                continue
+            start, buffer = buffers[value]
+            writer = self._writer(body, name)
+            if writer and (source := self.module.source(writer)):
+                found = dataclasses.replace(buffer, source=source, op_name=writer.op_name)
+                buffers[value] = start, found
+
+    def _writer(self, computation: Computation, name: str) -> Instruction | None:
+        """Returns what made the numbers that are written into a part of an array; None of a whole one."""
+        callers: list[tuple[Computation, Instruction]] = []
+        written = False
+        while True:
+            one = computation.instructions[name]
+            part = None
+            if one.op == 'get-tuple-element' and not written:
+                part, one = _index(one), computation.instructions[one.operands[0]]
+                if one.op != 'fusion':
+                    return None
+            if one.op == 'fusion' and not written:
+                callers.append((computation, one))
+                computation = self.module.computations[one.called['calls'][0]]
+                root = computation.instructions[computation.root]
+                name = root.name if part is None else root.operands[part]
+            elif one.op == 'dynamic-update-slice' and not written:
+                written, name = True, one.operands[1]
+            elif one.op == 'parameter' and callers:
+                computation, caller = callers.pop()
+                name = caller.operands[int(one.inner)]
+            elif one.op in _MOVES or one.op.endswith('-done'):
+                name = one.operands[0]
+            else:
+                return one if written else None
 
 
 def _last_uses(computation: Computation) -> dict[str, int]:

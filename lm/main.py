@@ -240,6 +240,17 @@ def _workdir() -> Path:
     return Path('runs') / Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
+def _config_or_runs() -> ConfigDict:
+    """Returns the config of --config, or the --workdir's with the keys that the command line changes."""
+    from lm.run import read_config
+
+    if not _WORKDIR.value or not (_CONFIG.value is None or _changes_only):
+        return _config()
+    config = ConfigDict(read_config(_workdir()))
+    put(config, _changes())
+    return config
+
+
 def _say(*lines: str) -> None:
     """Prints on the first host only."""
     import jax
@@ -251,15 +262,9 @@ def _say(*lines: str) -> None:
 def _train() -> None:
     memory.share_one_arena()
     from lm import profile
-    from lm.run import read_config
     from lm.training import train
 
-    if _WORKDIR.value and (_CONFIG.value is None or _changes_only):
-        config = ConfigDict(read_config(_workdir()))
-        put(config, _changes())
-    else:
-        config = _config()
-    written = train(config, _workdir(), _BEGAN)
+    written = train(_config_or_runs(), _workdir(), _BEGAN)
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
         sys.exit(_STOPPED_CODE.value)
@@ -373,10 +378,8 @@ def _lr_find() -> None:
 
 def _plan() -> None:
     from lm import page, plan, plan_report, plan_sweep
-    from lm.run import read_config
 
-    of_run = _WORKDIR.value and _CONFIG.value is None
-    config = parse(ConfigDict(read_config(_workdir())) if of_run else _config())
+    config = parse(_config_or_runs())
     on = plan.target(_TOPOLOGY.value, _PRICE.value)
     workdir = _workdir()
     found = plan.plan(config, on, workdir)
@@ -519,7 +522,9 @@ def _has_changes_only(arguments: list[str]) -> bool:
     modes = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == '--mode']
     modes += [a.removeprefix('--mode=') for a in arguments if a.startswith('--mode=')]
     workdir = any(a == '--workdir' or a.startswith('--workdir=') for a in arguments)
-    return modes[-1:] in (['import'], ['vocabulary']) or (modes[-1:] in ([], ['train']) and workdir)
+    return modes[-1:] in (['import'], ['vocabulary']) or (
+        modes[-1:] in ([], ['train'], ['plan']) and workdir
+    )
 
 
 if __name__ == '__main__':

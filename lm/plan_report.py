@@ -1,6 +1,7 @@
 """A plan for people: lines for the terminal, and plan.json, plan.md and plan.html in a folder."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,13 +163,20 @@ def sweep_table(tried: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
     return head, rows
 
 
-_BUFFERS = ['array', 'how many', 'bytes', 'kind', 'line']
+_BUFFERS = ['array', 'how many', 'bytes', 'kind', 'line', 'operation']
 _COLLECTIVES = ['kind', 'axes', 'count', 'bytes', 'sent', 'line']
 
 
 def _buffers(plan: dict[str, Any]) -> list[list[str]]:
     return [
-        [one['shape'], f'{one["count"]}', gb(one['bytes']), one['kind'], _line(one['source'])]
+        [
+            one['shape'],
+            f'{one["count"]}',
+            gb(one['bytes']),
+            one['kind'],
+            _line(one['source']),
+            _operation(one['op_name']),
+        ]
         for one in plan.get('buffers', [])
     ]
 
@@ -185,6 +193,17 @@ def _collectives(plan: dict[str, Any]) -> list[list[str]]:
         ]
         for one in plan.get('collectives', [])
     ]
+
+
+def _operation(op_name: str) -> str:
+    """Returns `layers/mlp/up/dot_general` of the whole of what JAX was doing, without its own words."""
+    whole = op_name.partition(':')[0].split('/')
+    kept = [
+        part
+        for part in whole
+        if not re.search(r'\(|^(while|body|closed_call|checkpoint)$|^$', part)
+    ]
+    return '/'.join(dict.fromkeys(kept))
 
 
 def _line(source: str) -> str:

@@ -187,6 +187,20 @@ def test_products_and_loops_of_a_jaxpr():
     assert 2 * forward < hlo_cost.flops(hlo.parse(compiled.as_text())) <= 3 * forward
 
 
+def test_bytes_and_products_without_loops_are_those_of_xla():
+    def function(x, w):
+        for _ in range(3):
+            x = jnp.tanh(x @ w)[:, ::-1]
+        return x[:8].sum()
+
+    compiled = (
+        jax.jit(jax.grad(function, 1)).lower(jnp.ones((64, 64)), jnp.ones((64, 64))).compile()
+    )
+    module, cost = hlo.parse(compiled.as_text()), compiled.cost_analysis()
+    assert hlo_cost.moved(module) == pytest.approx(cost['bytes accessed'], rel=0.05)
+    assert hlo_cost.flops(module) == pytest.approx(cost['flops'], rel=0.05)
+
+
 def test_the_loop_of_a_compiled_program():
     def function(x, w):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]

@@ -20,7 +20,7 @@ from lm.errors import InputError
 from lm.objectives import OBJECTIVES
 from lm.training import flops_per_token
 
-AXES = {axis: 1 for axis in mesh.AXES}
+AXES = dict.fromkeys(mesh.AXES, 1)
 DEVICES = jax.devices()
 
 
@@ -114,19 +114,19 @@ def test_what_is_computed_again_counts():
     assert counts['full'] - counts['none'] == 4 * 8 * 16 * again
 
 
-def test_each_device_does_its_part():
-    model = {'num_layers': 3, 'embed_dim': 64, 'attention_implementation': 'xla'}
-    for axes in ({'data': 2}, {'fsdp': 2}, {'tensor': 2}):
-        found = plan.plan(config_of(model=model, mesh=axes), target(2))['flops']
-        assert found['device'] == pytest.approx(found['program'] / 2, rel=0.02)
+@pytest.mark.first_quick
+@pytest.mark.parametrize('axis', ['tensor', 'fsdp', 'data'])
+def test_each_device_does_its_part(axis):
+    model = {'embed_dim': 64, 'attention_implementation': 'xla'}
+    found = plan.plan(config_of(model=model, mesh={axis: 2}), target(2))['flops']
+    assert found['device'] == pytest.approx(found['program'] / 2, rel=0.02)
 
 
 def test_parts_of_a_batch_are_counted_each():
-    whole = plan.plan(config_of(), target())
+    whole = flops.count(traced(config_of())[1].jaxpr)
     parts = plan.plan(config_of(optimizer={'accumulation': 4}), target())
-    assert parts['flops']['program'] == whole['flops']['program']
-    assert parts['flops']['device'] == pytest.approx(whole['flops']['device'], rel=0.02)
-    assert parts['memory']['total'] < whole['memory']['total']
+    assert parts['flops']['program'] == whole
+    assert parts['flops']['device'] == pytest.approx(whole, rel=0.02)
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
@@ -179,6 +179,8 @@ def test_a_sweep_ranks_what_fits_and_says_why_others_do_not(monkeypatch):
     monkeypatch.setattr(plan.chips, 'of', lambda device: chip)
     monkeypatch.setattr(plan_sweep, 'REMATS', ('none',))
     config = config_of(2, model={'num_layers': 1, 'num_heads': 1, 'embed_dim': 16})
+    split = [dataclasses.replace(config.mesh, data=1, tensor=2), config.mesh]
+    monkeypatch.setattr(plan, 'meshes', lambda config, on: split)
     tried = plan_sweep.sweep(config, target(2), shown=False)
     fit = [one for one in tried if one['fits']]
     assert [one['fits'] for one in tried] == [True] * len(fit) + [False] * (len(tried) - len(fit))
@@ -189,7 +191,7 @@ def test_a_sweep_ranks_what_fits_and_says_why_others_do_not(monkeypatch):
         'mesh.tensor = 2 cannot divide the 1' in one['why'] for one in tried if not one['fits']
     )
     head, rows = plan_report.sweep_table(tried)
-    assert len(rows) == len(tried) == 9
+    assert len(rows) == len(tried) == 6
     assert {len(row) for row in rows} == {len(head)}
 
 
@@ -227,7 +229,7 @@ def test_the_command_writes_a_plan_that_stands_alone(tmp_path):
         assert words in done.out
     found = json.loads((workdir / 'plan.json').read_text())
     assert found['devices'] == 2
-    assert set(p.name for p in workdir.iterdir()) == {'plan.json', 'plan.md', 'plan.html'}
+    assert {path.name for path in workdir.iterdir()} == {'plan.json', 'plan.md', 'plan.html'}
     page = (workdir / 'plan.html').read_text()
     assert '<script' not in page
     assert 'src=' not in page
