@@ -283,6 +283,14 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
     return tree.map_with_path(sharding, state)
 
 
+def held(arrays: Any) -> int:
+    """Returns the bytes that a device holds of a tree of arrays or shapes, by their shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(arrays)
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch's `[B, T]` fields: rows and positions are split."""
     return NamedSharding(mesh, P(ROWS, 'sequence'))

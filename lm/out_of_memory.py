@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from lm import memory, memory_advice
+from lm import memory, memory_advice, mesh
 from lm import run as runs
 from lm.errors import InputError
 from lm.goodput import Ledger
@@ -119,13 +118,13 @@ def by_kind(run: Run, program: tuple[Any, Any] | None, part: str = '') -> dict[s
     """
     shapes = run.steps.shapes
     found = {
-        'parameters': _shard_bytes(shapes.params),
-        'optimizer': _shard_bytes(shapes.opt_state),
-        'average': _shard_bytes(shapes.ema),
+        'parameters': mesh.held(shapes.params),
+        'optimizer': mesh.held(shapes.opt_state),
+        'average': mesh.held(shapes.ema),
     }
     if program is None:
         return found
-    found['batch'] = _shard_bytes(program[0]) * (run.config.data.prefetch + 1)
+    found['batch'] = mesh.held(program[0]) * (run.config.data.prefetch + 1)
     if part == 'evaluation':
         temporary = max((_temporary(*each) for each in _evaluations(run, program[0])), default=0)
         return found | {'evaluation': temporary}
@@ -160,13 +159,6 @@ def _temporary(function: Any, arguments: tuple[Any, ...]) -> int:
     return int(analysis.temp_size_in_bytes) if analysis else 0
 
 
-def _shard_bytes(tree: Any) -> int:
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
 def live_arrays(run: Run) -> dict[str, Any]:
     """Returns what lies on this process's first device: bytes by kind, and the largest arrays.
 
@@ -188,7 +180,7 @@ def live_arrays(run: Run) -> dict[str, Any]:
         kind = next((kind for kind, count in waiting.items() if count[look] > 0), 'other')
         if kind != 'other':
             waiting[kind][look] -= 1
-        held = int(np.prod(array.sharding.shard_shape(array.shape))) * array.dtype.itemsize
+        held = mesh.held(array)
         totals[kind] += held
         rows.append({'kind': kind, 'shape': list(array.shape), 'dtype': look[1], 'bytes': held})
     rows.sort(key=lambda row: -row['bytes'])

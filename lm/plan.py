@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from lm import chips, flops, hlo, hlo_cost, hlo_memory, mesh, plan_inputs, topology
+from lm import chips, flops, hlo, hlo_cost, hlo_memory, memory_advice, mesh, plan_inputs, topology
 from lm import config as configs
 from lm import run as runs
 from lm.config import Config
@@ -90,7 +90,19 @@ def plan(config: Config, on: Target, workdir: Path | None = None) -> dict[str, A
         **found,
         **estimate(run, on, found),
         'cache': cache(run),
+        'advice': [] if found['fits'] is not False else advice(run, on, found['memory']),
     }
+
+
+def advice(run: Run, on: Target, memory: dict[str, int]) -> list[str]:
+    """Returns what to change where it does not fit, a clause each."""
+    kinds = {kind: size for kind, size in memory.items() if kind != 'total'}
+    made = {'activations': sum(kinds.pop(kind, 0) for kind in ('activations', 'temporaries'))}
+    room = None if on.memory is None or 'total' not in memory else int(on.memory)
+    return [
+        str(one)
+        for one in memory_advice.advise(kinds | made, room, run.config, dict(run.mesh.shape))
+    ]
 
 
 def build(config: Config, on: Target, workdir: Path | None = None) -> Run:
@@ -168,19 +180,12 @@ def _shortened(message: str) -> str:
 
 def arguments(run: Run, fields: Any) -> dict[str, int]:
     """Returns the bytes that a device holds between steps, by kind."""
-
-    def held(tree: Any) -> int:
-        return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
-
     state = run.steps.shapes
     return {
-        'parameters': held(state.params),
-        'optimizer': held(state.opt_state),
-        'average': held(state.ema),
-        'batch': held(fields),
+        'parameters': mesh.held(state.params),
+        'optimizer': mesh.held(state.opt_state),
+        'average': mesh.held(state.ema),
+        'batch': mesh.held(fields),
     }
 
 

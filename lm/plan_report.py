@@ -64,6 +64,7 @@ def _facts(plan: dict[str, Any]) -> list[tuple[str, str]]:
             f'{plan["tokens"]:,} tokens: {rows:,} rows of {length:,}; remat {plan["remat"]}',
         ),
         ('does it fit', verdict(plan)),
+        *[('  what would help', one) for one in plan['advice']],
         *[
             (f'  {kind}', f'{gb(size)}  ({KINDS[kind]})')
             for kind, size in plan['memory'].items()

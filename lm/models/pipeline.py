@@ -137,8 +137,8 @@ def check(config: ModelConfig, mesh: Mesh) -> None:
         )
     if config.matmul == 'fp8':
         raise InputError(
-            f"mesh.stage = {stages} sends layers to stages, and config.model.matmul = 'fp8' keeps what each "
-            "step found for the next one: set it to 'int8', or mesh.stage to 1."
+            f"mesh.stage = {stages} sends layers to stages, and config.model.matmul = 'fp8' keeps what "
+            "each step found for the next one: set it to 'int8', or mesh.stage to 1."
         )
     stacks = [('num_layers', config.num_layers, config.attention)]
     if config.architecture == 'encoder_decoder':
