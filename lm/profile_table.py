@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm import hlo
+
 # Category -> what it is, and its rank: of what goes on at once the lowest has the time.
 CATEGORIES = {
     'matmul': ('matrix products', 0),
@@ -72,10 +74,6 @@ _ATTENTION = re.compile(r'(?:^|/)(?:\w+_)?attention/(?!(?:query|key|value|out|qk
 _LIBRARY = re.compile(r'gemm|matmul|cublas|cudnn\$conv|onednn', re.IGNORECASE)
 _FLASH = re.compile(r'fmha|attention|splash', re.IGNORECASE)
 
-_HEAD = re.compile(r'^(?:ENTRY )?%?([\w.\-$]+) \(.*\{$')
-_LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-$]+) = (?:\(.*?\)|\S+) ([\w\-]+)\(')
-_CALLED = re.compile(r'(?:calls|to_apply)=%?([\w.\-$]+)')
-_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 
@@ -86,26 +84,28 @@ class _Operation(NamedTuple):
     target: str
 
 
-def categories(hlo: str) -> tuple[str, dict[str, str]]:
+def categories(text: str) -> tuple[str, dict[str, str]]:
     """Returns a compiled program's name, and the category of each of its operations by name.
 
     Args:
-        hlo: its text, as `compiled.as_text()` has it.
+        text: its text, as `compiled.as_text()` has it.
     """
-    computations: dict[str, dict[str, _Operation]] = {}
-    inside: dict[str, _Operation] = {}
-    for line in hlo.splitlines():
-        if head := _HEAD.match(line):
-            inside = computations.setdefault(head[1], {})
-        elif found := _LINE.match(line):
-            more = (pattern.search(line) for pattern in (_CALLED, _NAME, _TARGET))
-            inside[found[1]] = _Operation(found[2], *(m[1] if m else '' for m in more))
-    module = re.search(r'^HloModule ([\w.\-$]+)', hlo, re.MULTILINE)
+    computations = {
+        name: {one.name: _operation(one) for one in computation.instructions.values()}
+        for name, computation in hlo.parse(text).computations.items()
+    }
+    module = re.search(r'^HloModule ([\w.\-$]+)', text, re.MULTILINE)
     return module[1] if module else '', {
         name: _category(operation, computations)
         for operations in computations.values()
         for name, operation in operations.items()
     }
+
+
+def _operation(one: hlo.Instruction) -> _Operation:
+    called = (one.called.get('calls') or one.called.get('to_apply') or ('',))[0]
+    target = _TARGET.search(one.text)
+    return _Operation(one.op, called, one.op_name, target[1] if target else '')
 
 
 def _category(operation: _Operation, computations: Mapping[str, Mapping[str, _Operation]]) -> str:
