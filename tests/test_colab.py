@@ -1,5 +1,6 @@
 """The notebooks: they run from top to bottom, and what is committed shows what they show."""
 
+import importlib.util
 from pathlib import Path
 
 import nbclient
@@ -41,8 +42,20 @@ def test_what_is_committed_was_run_from_top_to_bottom(path):
     assert str(Path.cwd()) not in str(outputs)
 
 
+PLANS = (
+    pytest.mark.aot,
+    pytest.mark.skipif(
+        importlib.util.find_spec('libtpu') is None, reason="needs pip install -e '.[plan]'"
+    ),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(path, marks=PLANS if 'plan' in path.stem else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_it_runs_from_a_clean_kernel_and_shows_the_same_kinds(path, tmp_path):
     committed = nbformat.read(path, as_version=4)
     notebook = nbformat.read(path, as_version=4)
