@@ -185,7 +185,8 @@ BAD = {
         ['does not have the same config', 'train.steps (7 there'],
     ),
     'a mesh': ([{'mesh__data': 3}], ['error: config.mesh (data=3, fsdp=1) needs 3 devices']),
-    'another workdir': ([{}, {}], ['is not one folder for all hosts']),
+    'another workdir': ([{}, {}], ['(process 1 of 2): workdir', 'is not one folder for all hosts']),
+    'no room for tokens': ([{}], ['(process 1 of 2): ', '/proc/none']),
 }
 
 
@@ -195,7 +196,8 @@ def test_bad_input_ends_all_with_one_line(case, text, processes, tmp_path):
     changes, parts = BAD[case]
     folders = [tmp_path / 'a', tmp_path / ('b' if case == 'another workdir' else 'a')]
     commands = [options(text, folders[i % len(changes)], {}, **c) for i, c in enumerate(changes)]
-    error = all_end(processes, join(processes, 2, 1, *commands), 2)
+    prefixes = [(), ('env', 'LM_CACHE_DIR=/proc/none') if case == 'no room for tokens' else ()]
+    error = all_end(processes, join(processes, 2, 1, *commands, prefixes=prefixes), 2)
     assert len(error.splitlines()) == 1
     assert error.startswith('error: ')
     for part in parts:
