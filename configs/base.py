@@ -229,6 +229,22 @@ def get_config() -> ConfigDict:
             'num_kv_heads': 0,
             'head_dim': 0,  # int. K: 0 = embed_dim / num_heads.
             'mlp_dim': 0,  # int. F: 0 = 4 D; 8/3 D, rounded up to 64, for the gated activations.
+            # int. E: so many MLPs in the place of one, of which each token goes through some (a mixture of
+            # experts). 0 = one MLP for all.
+            'experts': 0,
+            'experts_per_token': 2,  # int. k. Switch has 1, Mixtral 2.
+            # int. The last of so many layers has experts: 1 = all, 2 = every other one (GShard).
+            'expert_every': 1,
+            # str: softmax (weights are probabilities of all experts: Switch) | softmax_top_k (of the k
+            # chosen: Mixtral) | expert_choice (experts choose tokens, also by later ones: for encoders).
+            'router': 'softmax_top_k',
+            # str: dropless | capacity. With a capacity an expert takes at most capacity_factor k T / E
+            # tokens of a row in training; others pass by.
+            'expert_dispatch': 'dropless',
+            'capacity_factor': 1.25,  # float.
+            # float. Weight of the loss of each layer that keeps the loads of experts even (Switch).
+            'balance_loss': 0.01,
+            'router_z_loss': 1e-3,  # float. The same of log(Z)^2 of the router's logits (ST-MoE).
             # str: gelu (the tanh form) | gelu_exact (with erf) | relu | silu | swiglu | geglu (the last two
             # are gated).
             'activation': 'gelu',
@@ -288,10 +304,23 @@ def get_config() -> ConfigDict:
             # bool. One compiled layer in a loop (compiles in seconds at any depth), or N copies.
             # The parameters and results are the same.
             'scan_layers': True,
+            # Of config.mesh.stage > 1 (lm/models/pipeline.py draws it). They move the work and not the
+            # result, but for dropout's random numbers.
+            # int. M: rows go through the stages in so many equal parts. 0 = as many as stages; with more of
+            # them the stages are idle for less of the time.
+            'pipeline_microbatches': 0,
+            # int. R: pieces of the layers a stage; rows go round so many times. Less is idle, and R times
+            # as much is sent. Above 1 the stages must divide M.
+            'pipeline_repeats': 1,
             # str: none | dots | full. What the backward pass recomputes instead of keeping: nothing,
             # all but matrix products, everything. Less memory, more time.
             'remat': 'none',
-            'dtype': 'float32',  # str: float32 | bfloat16. Computation; parameters stay float32.
+            # str: float32 | bfloat16 | float16 (with a loss scale: see `optimizer`). Computation;
+            # parameters stay float32.
+            'dtype': 'float32',
+            # str: same | int8 | int8_forward | fp8. What the layers' dense products are rounded to
+            # before, in training: same is `dtype`. lm/layers/products.py says which products, and how.
+            'matmul': 'same',
         }
     )
 
@@ -323,6 +352,10 @@ def get_config() -> ConfigDict:
             'clip_norm': 1.0,  # float. The gradient's global norm is cut to this. 0 = off.
             'accumulation': 1,  # int. Each batch goes through the model in so many equal parts.
             'ema_decay': 0.0,  # float. Average of the weights, evaluated in their place. 0 = off.
+            # float. In float16 the loss is multiplied by it, or small gradients would be 0. It is halved
+            # where a gradient overflows (that step is skipped), down to 1,
+            'loss_scale': 65536.0,
+            'loss_scale_steps': 1000,  # int, steps. and doubled after so many without an overflow.
         }
     )
 
@@ -425,6 +458,11 @@ def get_config() -> ConfigDict:
         {
             'tensorboard': True,  # bool. Event files in the workdir.
             'wandb': '',  # str. A project of Weights & Biases, if `wandb` is installed. '' = off.
+            # tuple of int, steps. The first and the last to trace with jax.profiler, into the workdir's
+            # `profile`: (10, 13) are four steps, compiled by then. () = off.
+            'profile': (),
+            # bool. Every host traces, and not the first alone: to find the one that others wait for.
+            'profile_all_hosts': False,
         }
     )
     return config

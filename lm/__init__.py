@@ -1,22 +1,24 @@
 """lm: language models in JAX and Flax, from a config to a report one can trust.
 
-Three lines in a notebook:
+In a notebook (colab/ has more):
 
     import lm
     lm.train(lm.get_config('quickstart'), 'runs/quickstart')
+    lm.show('runs/quickstart')
     print(lm.load('runs/quickstart').generate('Return the', max_tokens=50))
 """
 
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['InputError', 'from_pretrained', 'get_config', 'load', 'train']
+__all__ = ['InputError', 'from_pretrained', 'get_config', 'load', 'show', 'train']
 
 # Imported when first used, so that `import lm` takes no time.
 _LAZY = {
     'InputError': 'lm.errors',
     'from_pretrained': 'lm.pretrained',
     'load': 'lm.inference',
+    'show': 'lm.pictures',
     'train': 'lm.training',
 }
 

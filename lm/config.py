@@ -100,6 +100,14 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
+    experts: int
+    experts_per_token: int
+    expert_every: int
+    router: str
+    expert_dispatch: str
+    capacity_factor: float
+    balance_loss: float
+    router_z_loss: float
     activation: str
     norm: str
     norm_epsilon: float
@@ -134,8 +142,11 @@ class ModelConfig:
     vocab_multiple: int
     share_layers: bool
     scan_layers: bool
+    pipeline_microbatches: int
+    pipeline_repeats: int
     remat: str
     dtype: str
+    matmul: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +173,8 @@ class OptimizerConfig:
     clip_norm: float
     accumulation: int
     ema_decay: float
+    loss_scale: float
+    loss_scale_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +258,8 @@ class LogConfig:
 
     tensorboard: bool
     wandb: str
+    profile: tuple[int, ...]
+    profile_all_hosts: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,11 +401,26 @@ def _check_corpora(config: Config) -> None:
             )
 
 
+def _check_profile(config: Config) -> None:
+    steps, place = config.log.profile, f'config.log.profile = {config.log.profile}'
+    if not steps:
+        return
+    if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+        raise InputError(
+            f'{place} must be () or the first and the last step to trace, such as (10, 13).'
+        )
+    if steps[0] > config.train.steps:
+        raise InputError(f'{place} begins after the last step, {config.train.steps}.')
+
+
 # Smallest and largest value of the keys that have one; None is no limit.
 _RANGES = {
     r'data\.(length|batch_size|prefetch)|model\.(num_layers|embed_dim|num_heads|vocab_multiple)'
+    r'|model\.pipeline_repeats'
     r'|tokenizer\.(vocab_size|train_bytes)|optimizer\.accumulation|train\.(steps|log_every|max_bad_steps)'
     r'|checkpoint\.keep|loss\.max_logits_mb|generate\.(samples|max_tokens)'
+    r'|optimizer\.loss_scale\w*'
+    r'|model\.(experts_per_token|expert_every)'
     r'|objective\.(span|max_span|partial)|multitask\.(temperature|every)|data\.rates_temperature': (
         1,
         None,
@@ -400,7 +430,8 @@ _RANGES = {
     r'data\.source_length|model\.(encoder_layers|embedding_dim|token_types)'
     r'|objective\.discriminator_weight': (0, None),
     r'model\.(num_kv_heads|head_dim|mlp_dim|rotary_original_length|attention_softcap|logit_softcap)'
-    r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale)'
+    r'|model\.(experts|balance_loss|router_z_loss)'
+    r'|model\.(vocab_size|norm_epsilon|position_offset|attention_scale|pipeline_microbatches)'
     r'|data\.(workers|rates_limit)|loss\.z_loss|optimizer\.(learning_rate|eps|weight_decay|clip_norm)'
     r'|schedule\.(warmup_steps|final_scale|power)|train\.eval_every'
     r'|eval\.(batch_size|stride|batches|beams|length_penalty|candidates)'
@@ -408,13 +439,16 @@ _RANGES = {
     r'|tokenizer\.sentinels|objective\.max_predictions|multitask\.(limit|asymmetry)': (0, None),
     r'model\.dropout|loss\.label_smoothing|optimizer\.(b1|b2|ema_decay)|schedule\.decay_fraction'
     r'|generate\.(top_p|min_p)|data\.code_dropout|objective\.\w*rate': (0, 1),
-    r'model\.rotary_(base|factor)|objective\.similarity_temperature': (1e-6, None),
+    r'model\.(rotary_(base|factor)|capacity_factor)|objective\.similarity_temperature': (
+        1e-6,
+        None,
+    ),
 }
 
 # Keys that a second start in the same workdir may change: they move the work, not the result.
 RESUMABLE = re.compile(
     r'mesh\.|log\.|checkpoint\.|(tasks\.\w+\.)?generate\.|data\.(cache_dir|workers|prefetch|tfds_dir)$'
-    r'|model\.(scan_layers|remat|attention_implementation)$|loss\.max_logits_mb$'
+    r'|model\.(scan_layers|remat|attention_implementation|pipeline_\w+)$|loss\.max_logits_mb$'
     r'|train\.(log_every|eval_every|max_bad_steps)$|eval\.'
 )
 
@@ -469,6 +503,7 @@ def parse(config: ConfigDict) -> Config:
     parsed = typed(Config, values)
     _check_tasks(parsed)
     _check_corpora(parsed)
+    _check_profile(parsed)
     return parsed
 
 
@@ -492,13 +527,16 @@ def _parse(cls: type, values: Mapping[str, Any], prefix: str, base: str = 'confi
     return cls(**{k: _value(kind, values[k], f'{prefix}{k}', base) for k, kind in fields.items()})
 
 
+_TUPLES = {tuple[str, ...]: str, tuple[int, ...]: int}
+
+
 def _value(kind: Any, value: Any, name: str, base: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _parse(kind, value, f'{name}.', base)
-    if kind == tuple[str, ...]:
-        if isinstance(value, str):
+    if kind in _TUPLES:
+        if isinstance(value, str) and kind == tuple[str, ...]:
             value = (value,)
-        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        if isinstance(value, list | tuple) and all(type(v) is _TUPLES[kind] for v in value):
             return tuple(value)
     elif typing.get_origin(kind) is not None:
         if isinstance(value, Mapping):
@@ -509,7 +547,7 @@ def _value(kind: Any, value: Any, name: str, base: str) -> Any:
     elif type(value) is kind:
         return _in_range(value, name)
     wanted = getattr(kind, '__name__', None) or str(kind)
-    wanted = 'tuple of str' if kind == tuple[str, ...] else wanted
+    wanted = f'tuple of {_TUPLES[kind].__name__}' if kind in _TUPLES else wanted
     raise InputError(
         f'config.{name} = {value!r} is of type {type(value).__name__}; it must be {wanted}.'
     )

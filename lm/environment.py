@@ -1,6 +1,7 @@
 """Where a run ran: versions, processor, devices, commit, command."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shlex
@@ -11,6 +12,22 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+# What Linux has where there is an accelerator: NVIDIA's, AMD's, Google's.
+_DEVICES = ('nvidia*', 'nvhost*', 'dxg', 'kfd', 'accel*', 'vfio/[0-9]*')
+
+
+def only_cpu_where_nothing_else_is() -> None:
+    """Tells JAX to look for no accelerator where compilers for them are installed, and none of them is.
+
+    It would complain of each, at length. To be called before JAX is imported; `JAX_PLATFORMS` wins.
+    """
+    compilers = [name for name in ('libtpu', 'jax_cuda12_plugin') if importlib.util.find_spec(name)]
+    told = any(name == 'JAX_PLATFORMS' or name.startswith('TPU_') for name in os.environ)
+    there = any(found for pattern in _DEVICES for found in Path('/dev').glob(pattern))
+    if sys.platform == 'linux' and compilers and not told and not there:
+        os.environ['JAX_PLATFORMS'] = 'cpu'
 
 
 def environment() -> dict[str, Any]:

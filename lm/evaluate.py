@@ -15,6 +15,7 @@ from lm import run as runs
 from lm.data.features import TokenizedSplit
 from lm.errors import InputError
 from lm.inference import load
+from lm.models import pipeline
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.writer import plain
@@ -90,7 +91,8 @@ def _changed(run: Run, config: configs.Config) -> Run:
             part, config=dataclasses.replace(part.config, eval=new.eval, data=data)
         )
         rows, length = runs.evaluation_rows(part.config), data.length
-        mesh.check_batch(rows, length, 1, run.mesh, 'config.eval.batch_size')
+        micro = pipeline.micro_batches(part.config.model, run.mesh)
+        mesh.check_batch(rows, length, 1, run.mesh, 'config.eval.batch_size', micro)
         return part
 
     others = {task: changed(part, parts[task]) for task, part in (run.others or {}).items()}

@@ -3,7 +3,7 @@
 A word here is a run of letters, marks and digits, or any other visible character; each Chinese or
 Japanese character is one (`lm.words_tokenizer.split`). So fertility is defined for texts with spaces and
 without. Words that only white space (and Chinese or Japanese characters) keeps apart are
-counted too: 'mat.' is one of those, as in word perplexity, and two of the others.
+counted too: 'mat.' is one of those, and two of the others.
 """
 
 import collections

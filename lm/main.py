@@ -15,6 +15,8 @@ On several hosts the same on each of them; elsewhere than on TPU pods, Slurm and
 Find a learning rate; put several runs beside each other:
   python -m lm.main --config=configs/quickstart.py --mode=lr_find
   python -m lm.main --mode=compare --runs=runs/a,runs/b
+What a step takes on chips that are not here: memory, time, cost (pip install -e '.[plan]'):
+  python -m lm.main --config=configs/gpt2_124m.py --mode=plan --topology=v5e:4x4 --price=1.2
 What a vocabulary comes to on texts, beside others and against its size (--config.tokenizer.kind=bpe, ...):
   python -m lm.main --config=configs/quickstart.py --mode=vocabulary --compare=path/to/gpt2
   python -m lm.main --mode=vocabulary --source=en=text:a.txt --source=zh=text:b.txt
@@ -29,6 +31,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from lm import command, memory
+from lm import command, environment, memory
 from lm.config import load, parse, put
 from lm.errors import InputError, lookup
 
@@ -52,7 +55,7 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_string(
     'mode',
     'train',
-    'train | evaluate | generate | translate | lr_find | compare | import | export | vocabulary.',
+    'train | evaluate | generate | translate | lr_find | plan | compare | import | export | vocabulary.',
 )
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint',
@@ -160,6 +163,23 @@ _BYTES = flags.DEFINE_integer(
 _IDENTIFY = flags.DEFINE_bool(
     'identify', False, "vocabulary: tell languages by py3langid (pip install -e '.[corpus]')."
 )
+_TOPOLOGY = flags.DEFINE_string(
+    'topology',
+    '',
+    'plan: chips that need not be here: v4:2x2x1 | v5e:4x4 | v5p:2x2x2 | v6e:4x4 | tpu7x:2x2x1 | h100:8 | '
+    'h200:8 | cpu:8. Default: the devices of this machine.',
+)
+_PRICE = flags.DEFINE_float('price', None, 'plan: dollars for an hour of a chip.', 0)
+_SWEEP = flags.DEFINE_bool(
+    'sweep',
+    False,
+    'plan: try meshes, what is computed again (remat) and batch sizes, and rank them.',
+)
+_STOPPED_CODE = flags.DEFINE_integer(
+    'stopped_code',
+    0,
+    'train: exit code where it was asked to stop (SIGTERM) before the last step; lm.launch tells by it.',
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed',
     False,
@@ -184,6 +204,9 @@ _STALL_LIMIT = flags.DEFINE_float(
     1.0,
 )
 
+
+_BEGAN = time.time()
+environment.only_cpu_where_nothing_else_is()
 
 # What XLA and JAX say of themselves (backends that are not there, layouts) is no help; errors are.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -217,6 +240,17 @@ def _workdir() -> Path:
     return Path('runs') / Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
 
 
+def _config_or_runs() -> ConfigDict:
+    """Returns the config of --config, or the --workdir's with the keys that the command line changes."""
+    from lm.run import read_config
+
+    if not _WORKDIR.value or not (_CONFIG.value is None or _changes_only):
+        return _config()
+    config = ConfigDict(read_config(_workdir()))
+    put(config, _changes())
+    return config
+
+
 def _say(*lines: str) -> None:
     """Prints on the first host only."""
     import jax
@@ -227,19 +261,16 @@ def _say(*lines: str) -> None:
 
 def _train() -> None:
     memory.share_one_arena()
-    from lm.run import read_config
+    from lm import profile
     from lm.training import train
 
-    if _WORKDIR.value and (_CONFIG.value is None or _changes_only):
-        config = ConfigDict(read_config(_workdir()))
-        put(config, _changes())
-    else:
-        config = _config()
-    written = train(config, _workdir())
+    written = train(_config_or_runs(), _workdir(), _BEGAN)
     if not written['finished']:
         _say(f'Stopped at step {written["steps"]}. The same command goes on from there.')
-        return
+        sys.exit(_STOPPED_CODE.value)
     _say_results(written)
+    if written['profile']:
+        _say(profile.how_to_open(_workdir(), written['profile']))
     _say(f'Report: {_workdir() / "report.html"}')
 
 
@@ -345,6 +376,23 @@ def _lr_find() -> None:
     _say(f'Plot: {_workdir() / "lr_find.png"}')
 
 
+def _plan() -> None:
+    from lm import page, plan, plan_report, plan_sweep
+
+    config = parse(_config_or_runs())
+    on = plan.target(_TOPOLOGY.value, _PRICE.value)
+    workdir = _workdir()
+    found = plan.plan(config, on, workdir)
+    _say(plan_report.lines(found))
+    tried = plan_sweep.sweep(config, on) if _SWEEP.value else []
+    if tried:
+        _say(page.text_table(*plan_report.sweep_table(tried)))
+    name = _TOPOLOGY.value.replace(':', '_') or 'here'
+    output = workdir if _WORKDIR.value else Path('runs/plan') / f'{workdir.name}_{name}'
+    plan_report.write(output, found, tried)
+    _say(f'Plan: {output / "plan.html"}')
+
+
 def _compare() -> None:
     from lm.compare import compare
 
@@ -434,6 +482,7 @@ MODES: dict[str, Callable[[], None]] = {
     'generate': _generate,
     'translate': _translate,
     'lr_find': _lr_find,
+    'plan': _plan,
     'compare': _compare,
     'import': _import,
     'export': _export,
@@ -473,7 +522,9 @@ def _has_changes_only(arguments: list[str]) -> bool:
     modes = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == '--mode']
     modes += [a.removeprefix('--mode=') for a in arguments if a.startswith('--mode=')]
     workdir = any(a == '--workdir' or a.startswith('--workdir=') for a in arguments)
-    return modes[-1:] in (['import'], ['vocabulary']) or (modes[-1:] in ([], ['train']) and workdir)
+    return modes[-1:] in (['import'], ['vocabulary']) or (
+        modes[-1:] in ([], ['train'], ['plan']) and workdir
+    )
 
 
 if __name__ == '__main__':

@@ -19,6 +19,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from lm import backend
+
 _ROWS = 1024
 _FEW = 16
 
@@ -96,7 +98,7 @@ def _sum_of_rows(small: jax.Array, large: jax.Array) -> jax.Array:
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == 'cpu'
+    return backend.platform() == 'cpu'
 
 
 def _one_cpu() -> bool:

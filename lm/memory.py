@@ -80,8 +80,13 @@ def _only_cpu() -> bool:
 def _spare() -> bool:
     """Whether the machine, or the container, could hold this process several times."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _LEAST_SPARE * peak <= machine_bytes()
+
+
+def machine_bytes() -> int:
+    """Returns the memory of the machine, or of the container that this process is in."""
     limits = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
     for file in _CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # There is none, or it is "max".
             limits.append(int(file.read_text()))
-    return _LEAST_SPARE * peak <= min(limits)
+    return min(limits)

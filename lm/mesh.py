@@ -30,7 +30,7 @@ ROWS = ('data', 'fsdp', 'expert')
 ACROSS = ('data', 'stage', 'fsdp')  # What may join slices: little is sent along them.
 
 # Path -> one mesh axis (or None) for each of the parameter's own dimensions. Layers are stacked: their
-# leading axis [N] is never split.
+# leading axis [N] is split over `stage`.
 PARAMETER_RULES = (
     (r'embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'(position|token_type)/embedding$', (None, 'fsdp')),  # [T, D]
@@ -54,6 +54,11 @@ PARAMETER_RULES = (
     (r'mlp/(up|gate)/kernel$', ('fsdp', 'tensor')),  # [D, F]
     (r'mlp/(up|gate)/bias$', ('tensor',)),  # [F]
     (r'mlp/down/kernel$', ('tensor', 'fsdp')),  # [F, D]
+    (r'mlp/router/kernel$', ('fsdp', None)),  # [D, E]
+    (r'mlp/experts/(up|gate)/kernel$', ('expert', 'fsdp', 'tensor')),  # [E, D, F]
+    (r'mlp/experts/(up|gate)/bias$', ('expert', 'tensor')),  # [E, F]
+    (r'mlp/experts/down/kernel$', ('expert', 'tensor', 'fsdp')),  # [E, F, D]
+    (r'mlp/experts/down/bias$', ('expert', None)),  # [E, D]
     (r'head/kernel$', ('fsdp', 'tensor')),  # [D, V]
     (r'logit_bias$', ('tensor',)),  # [V]
     (r'head_\w+/(dense|pooler|out)/kernel$', ('fsdp', None)),  # [D, D] or [D, classes]
@@ -184,7 +189,9 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
-def check_batch(rows: int, length: int, accumulation: int, mesh: Mesh, place: str) -> None:
+def check_batch(
+    rows: int, length: int, accumulation: int, mesh: Mesh, place: str, micro_batches: int = 1
+) -> None:
     """Raises InputError if the mesh cannot divide a batch.
 
     Args:
@@ -193,8 +200,9 @@ def check_batch(rows: int, length: int, accumulation: int, mesh: Mesh, place: st
         accumulation: the equal parts that each batch is cut into.
         mesh: the device mesh.
         place: the config key that sets `rows`.
+        micro_batches: those that each of the parts is cut into for a pipeline.
     """
-    parts = row_shards(mesh) * accumulation
+    parts = row_shards(mesh) * accumulation * micro_batches
     if rows % parts:
         axes = ' x '.join(
             f'mesh.{axis} {mesh.shape[axis]}'
@@ -203,7 +211,8 @@ def check_batch(rows: int, length: int, accumulation: int, mesh: Mesh, place: st
         )
         raise InputError(
             f'{place} = {rows} rows cannot be divided by {parts} ({axes} x '
-            f'optimizer.accumulation {accumulation}). '
+            f'optimizer.accumulation {accumulation}'
+            f'{f" x model.pipeline_microbatches {micro_batches}" if micro_batches > 1 else ""}). '
             f'The nearest that can: {max(parts, round(rows / parts) * parts)}.'
         )
     if length % mesh.shape['sequence']:
@@ -233,7 +242,8 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
                 f"no rule in lm/mesh.py PARAMETER_RULES covers the parameter '{path}' "
                 f'of shape {leaf.shape}.'
             ) from None
-        axes = (None,) * (len(leaf.shape) - len(axes)) + axes  # stacked layers lead
+        leading = len(leaf.shape) - len(axes)  # 1 for stacked layers
+        axes = ('stage' if mesh.shape['stage'] > 1 else None,) * leading + axes
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
                 hint = ' Set config.model.vocab_multiple.' if path.endswith('embedding') else ''
@@ -271,6 +281,14 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, P())
 
     return tree.map_with_path(sharding, state)
+
+
+def held(arrays: Any) -> int:
+    """Returns the bytes that a device holds of a tree of arrays or shapes, by their shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(arrays)
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -85,6 +85,8 @@ def _muon_matrices(params: Any) -> Any:
         # [N, D, H, K]
         (r'layers/.*attention/(query|key|value|gate|relative)/kernel$', ((1,), (2, 3))),
         (r'layers/.*attention/out/kernel$', ((1, 2), (3,))),  # [N, H, K, D]
+        (r'mlp/router/kernel$', None),
+        (r'layers/.*mlp/experts/\w+/kernel$', ((2,), (3,))),  # [N, E, D, F]
         (r'layers/.*mlp/\w+/kernel$', ((1,), (2,))),  # [N, D, F]
         (r'', None),
     )

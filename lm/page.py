@@ -230,6 +230,7 @@ h1 { margin: 0; font-size: 30px; line-height: 1.2; font-weight: 650; letter-spac
 h2 { margin: 52px 0 14px; font-size: 19px; font-weight: 650; }
 h3 { margin: 24px 0 8px; font-size: 15px; font-weight: 600; }
 p { margin: 8px 0; }
+a { color: var(--c0); overflow-wrap: anywhere; }
 header p, .note { color: var(--muted); font-size: 14px; max-width: 80ch; }
 .warning { background: var(--mark); color: var(--mark-ink); border-radius: 8px; padding: 10px 14px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 1px;

@@ -45,7 +45,8 @@ def perplexity(
         also `bits_per_byte` = total nats / ln 2 / UTF-8 bytes of the text, `word_perplexity` =
         exp(total nats / words) with words separated by white space (as lm-evaluation-harness has it),
         `words`, `bytes`; of a part of it, and where the objective does not predict every token of the text,
-        these are None. Of terms besides the main one `TERM/loss` and `TERM/accuracy`.
+        these are None. Of terms besides the main one `TERM/loss` and `TERM/accuracy`, and of
+        experts `experts/load` and its kin (`lm.layers.moe.statistics`).
 
         Of objectives of whole texts: `loss` nats a text, or the squared error; `accuracy`, or Pearson's
         correlation as `pearson`; and `texts`.
@@ -88,12 +89,17 @@ def perplexity(
         'tokens': int(tokens),
         'words': split.num_words if whole else None,
         'bytes': split.num_bytes if whole else None,
-    } | {
-        f'{term}/{shown}': totals[f'{term}/{name}'] / totals[f'{term}/weight']
-        for term in (name.removesuffix('/weight') for name in totals if name.endswith('/weight'))
-        if totals[f'{term}/weight']
-        for shown, name in (('loss', 'nats'), ('accuracy', 'correct'))
-    }
+    } | _of_other_terms(totals)
+
+
+def _of_other_terms(totals: Mapping[str, float]) -> dict[str, float]:
+    """Returns the means of terms besides the main one."""
+    shown, found = {'nats': 'loss', 'correct': 'accuracy'}, {}
+    for key, total in totals.items():
+        term, _, name = key.rpartition('/')
+        if term and name not in ('loss', 'weight') and totals[f'{term}/weight']:
+            found[f'{term}/{shown.get(name, name)}'] = total / totals[f'{term}/weight']
+    return found
 
 
 def _of_texts(totals: Mapping[str, float]) -> dict[str, float | None]:
@@ -106,7 +112,7 @@ def _of_texts(totals: Mapping[str, float]) -> dict[str, float | None]:
         covariance = totals['xy'] / texts - x * y
         pearson = covariance / math.sqrt(spread) if spread > 0 else None
         found = {'loss': totals['error'] / texts, 'pearson': pearson}
-    return found | {'texts': int(texts)}
+    return found | {'texts': int(texts)} | _of_other_terms(totals)
 
 
 def _floats(sums: dict[str, Any]) -> dict[str, float]:

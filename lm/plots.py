@@ -32,6 +32,26 @@ _INK, _GRID = '#010203', '#040506'  # Stand for the page's --muted and --line.
 _SIZE = (440, 270)  # Points; so small that its text is still readable on a phone.
 
 
+class Picture:
+    """A figure that notebooks show.
+
+    Attributes:
+        figure: of matplotlib.
+    """
+
+    def __init__(self, figure) -> None:
+        self.figure = figure
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.figure.savefig(file, format='png', dpi=144)
+        return file.getvalue()
+
+    def save(self, path: str | Path) -> None:
+        """Writes a PNG."""
+        Path(path).write_bytes(self._repr_png_())
+
+
 @dataclasses.dataclass(frozen=True)
 class Series:
     """One line or set of points of a chart.

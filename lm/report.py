@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import page
+from lm import page, run_page
 from lm.compare import compare
 from lm.config import differences, flatten, tasks_as_dicts
 from lm.environment import environment
@@ -40,12 +40,15 @@ KEYS = (
     'name',
     'steps',
     'parameters',
+    'active_parameters',
     'seconds',
     'finished',
     'splits',
     'tasks',
     'corpora',
     'throughput',
+    'goodput',
+    'profile',
     'curves',
     'samples',
     'environment',
@@ -71,6 +74,20 @@ CHARTS = (
     ('Learning rate', ('train/learning_rate',), 'learning rate'),
     ('Throughput', ('train/tokens_per_second',), 'tokens per second'),
     ('Gradient norm', ('train/grad_norm',), 'global norm of the gradient'),
+    (
+        'Load of experts',
+        ('train/experts/load', 'train/experts/worst_load', 'valid/experts/load'),
+        'busiest / mean, of a batch',
+    ),
+)
+
+# The columns of the table of experts, as `SPLIT_COLUMNS`: means over tokens and layers.
+EXPERT_COLUMNS = (
+    ('load', 'busiest expert / mean'),
+    ('worst_load', 'in the worst layer'),
+    ('dropped', 'dropped'),
+    ('balance', 'balance loss'),
+    ('z', 'router z-loss'),
 )
 
 # Curves that are drawn twice: pale as logged, and smoothed.
@@ -161,10 +178,18 @@ def headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     speed = report['throughput']['tokens_per_second']
     return entries + [
         ('parameters', short(report['parameters'])),
+        *_active(report),
         ('steps', number(report['steps'])),
         ('tokens per second', page.NOTHING if speed is None else short(speed)),
         ('time', duration(report['seconds'])),
     ]
+
+
+def _active(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    active = report.get('active_parameters')  # A report may be older than that.
+    return (
+        [('active parameters', short(active))] if active not in (None, report['parameters']) else []
+    )
 
 
 def split_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -175,6 +200,16 @@ def split_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list
         for split, values in splits.items()
     ]
     return head, rows
+
+
+def expert_rows(splits: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns head and rows of the table of experts' loads; no row where there are no experts."""
+    rows = [
+        [split, *(number(values[f'experts/{key}']) for key, _ in EXPERT_COLUMNS)]
+        for split, values in splits.items()
+        if 'experts/load' in values
+    ]
+    return ['split', *(name for _, name in EXPERT_COLUMNS)], rows
 
 
 def method(config: Mapping[str, Any]) -> str:
@@ -249,11 +284,14 @@ def sections(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     if report['splits']:
         table = page.markdown_table(*split_rows(report['splits']))
         found['Perplexity'] = f'{table}\n{method(report["config"])}\n'
+    if (experts := expert_rows(report['splits']))[1]:
+        found['Experts'] = page.markdown_table(*experts)
     if report['tasks']:
         found['Tasks'] = page.markdown_table(*_task_rows(report['tasks']))
     if speed := _throughput(report['throughput']):
         labels, values = zip(*speed, strict=True)
         found['Throughput'] = page.markdown_table(labels, [values])
+    found |= run_page.markdown(report)
     if report.get('corpora'):  # A report may be older than that.
         found['Training data'] = page.markdown_table(*corpora_rows(report['corpora']))
     if changed := differences(defaults, report['config']):
@@ -324,6 +362,8 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     if report['splits']:
         note = f'<p class="note">{page.escape(method(report["config"]))}</p>'
         parts.append(page.section('Perplexity', page.table(*split_rows(report['splits'])) + note))
+    if (experts := expert_rows(report['splits']))[1]:
+        parts.append(page.section('Experts', page.table(*experts)))
     if report['tasks']:
         parts.append(page.section('Tasks', page.table(*_task_rows(report['tasks']))))
     of_tokens = loss_of_tokens(report['config'])
@@ -332,6 +372,7 @@ def html(report: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         parts.append(page.section('Samples', _samples(report['samples'])))
     if speed := _throughput(report['throughput']):
         parts.append(page.section('Throughput', page.tiles(speed)))
+    parts += [page.section(*each) for each in run_page.html(report).items()]
     if report['corpora']:
         note = f'<p class="note">{_CORPORA_NOTE}</p>'
         table = page.table(*corpora_rows(report['corpora']))

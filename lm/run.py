@@ -26,6 +26,7 @@ from lm import (
     mesh,
     objectives,
     optimizers,
+    precision,
     tokenizer,
     vocabulary,
 )
@@ -37,6 +38,7 @@ from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
 from lm.errors import InputError, lookup, nearest
 from lm.models import ARCHITECTURES
+from lm.models import pipeline as stages
 from lm.objectives import OBJECTIVES
 from lm.step import Rates, Steps
 from lm.writer import atomic_write
@@ -83,6 +85,7 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
             is to predict.
     """
     lookup(ARCHITECTURES, config.model.architecture, 'config.model.architecture')
+    precision.check(config.model)
     made, size = {}, 0
     for task, part in configs.tasks(config).items():
         with _of_task(task):
@@ -263,21 +266,28 @@ def _check_evaluated(config: Config) -> None:
         )
 
 
-def check_mesh(config: Config) -> Mesh:
+def check_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh, after checking that it divides the batches.
+
+    Args:
+        config: the config.
+        devices: those to lay it over, which need not be here. None: all that are.
 
     Raises:
         InputError: it does not, or does not fit the devices, or there is no device.
     """
     try:
-        jax.devices()
+        devices = devices or jax.devices()
     except RuntimeError as error:  # JAX_PLATFORMS names what this machine does not have.
         raise InputError(f'JAX finds no device: {" ".join(str(error).split())}') from None
-    device_mesh = mesh.make(config.mesh)
+    device_mesh = mesh.make(config.mesh, devices)
     parts = config.optimizer.accumulation
+    stages.check(config.model, device_mesh)
+    micro = stages.micro_batches(config.model, device_mesh)
     for task, part in configs.tasks(config).items():
         data, place = part.data, f'config.tasks.{task}.data' if task else 'config.data'
-        mesh.check_batch(data.batch_size, data.length, parts, device_mesh, f'{place}.batch_size')
+        batch_size = f'{place}.batch_size'
+        mesh.check_batch(data.batch_size, data.length, parts, device_mesh, batch_size, micro)
         if config.model.architecture == 'encoder_decoder' and (
             (data.source_length or data.length) % device_mesh.shape['sequence']
         ):
@@ -286,7 +296,7 @@ def check_mesh(config: Config) -> Mesh:
                 f'{device_mesh.shape["sequence"]}.'
             )
         rows = evaluation_rows(part)
-        mesh.check_batch(rows, data.length, 1, device_mesh, 'config.eval.batch_size')
+        mesh.check_batch(rows, data.length, 1, device_mesh, 'config.eval.batch_size', micro)
     return device_mesh
 
 

@@ -87,7 +87,7 @@ def _costs(
     params: Any, batch: Batch, *, model: Model, segments: bool, chunks: int
 ) -> tuple[jax.Array, jax.Array]:
     batch = {name: mesh.constrain(x, (mesh.ROWS, 'sequence')) for name, x in batch.items()}
-    vectors = hidden(model, params, batch, None, segments)
+    vectors, _ = hidden(model, params, batch, None, segments)
     logits = functools.partial(model.apply, {'params': params}, method='logits')
     nats, likeliest = losses.token_nats(logits, vectors, batch['targets'], chunks)
     found = nats * batch['loss_weights'], likeliest

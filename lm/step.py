@@ -11,10 +11,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import backend, mesh, models, terms, tree
+from lm import backend, mesh, models, precision, terms, throughput, tree
 from lm.config import Config
+from lm.layers.products import HISTORIES
 from lm.models import Model
-from lm.terms import Batch, Loss, Sums
+from lm.precision import Precision
+from lm.terms import Batch, Loss, Sums, Trained
 
 # By task; None where there is but one.
 Rates = dict[str, jax.Array] | None
@@ -31,7 +33,9 @@ class TrainState:
         ema: the moving average of the parameters, or an empty tuple when it is off.
         rng: uint32 key data, never advanced: each step folds its number in.
         skipped: int32 [], steps skipped for a gradient that was not finite.
-        skipped_in_a_row: int32 [], of these, the latest without a good one after them.
+        skipped_in_a_row: int32 [], of these, the latest without a good one after them; without those that
+            only made the loss scale of float16 smaller.
+        precision: what `config.model.dtype` and `config.model.matmul` keep: nothing, of most.
     """
 
     step: jax.Array
@@ -41,23 +45,52 @@ class TrainState:
     rng: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    precision: Precision
 
 
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, config: Config, seed: int
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    seed: int,
+    histories: Any,
 ) -> TrainState:
-    """Returns the state before the first step. Traceable."""
-    key = jax.random.key(seed)
+    """Returns the state before the first step. Traceable; `histories` as of `first_state`."""
+    params = _init(model, seed)['params']
+    return first_state(params, optimizer, config, seed, histories)
+
+
+def _init(model: Model, seed: int) -> Any:
+    """Returns the variables of a model, by collection."""
     # The parameters are those of unrolled layers too, and a loop compiles faster.
     looped = model.clone(config=dataclasses.replace(model.config, scan_layers=True))
-    params = looped.init(key, **models.example(looped))['params']
-    return first_state(params, optimizer, config, seed)
+    return looped.init(jax.random.key(seed), **models.example(looped))
+
+
+def _histories(model: Model, config: Config) -> Any:
+    """Returns the shapes of what a model's products keep."""
+    if config.model.matmul == 'same':
+        return {}
+    variables = jax.eval_shape(lambda: _init(model, config.seed))
+    return variables.get(HISTORIES, {})
 
 
 def first_state(
-    params: Any, optimizer: optax.GradientTransformation, config: Config, seed: int
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    seed: int,
+    histories: Any,
 ) -> TrainState:
-    """Returns the state before the first step, of parameters that there are. Traceable."""
+    """Returns the state before the first step, of parameters that there are. Traceable.
+
+    Args:
+        params: float32 tree.
+        optimizer: the whole chain from gradient to update.
+        config: the run's.
+        seed: of the steps' random numbers.
+        histories: shapes of `Precision.histories`.
+    """
     key = jax.random.key(seed)
     return TrainState(
         step=jnp.int32(0),
@@ -67,6 +100,7 @@ def first_state(
         rng=jax.random.key_data(jax.random.fold_in(key, 1)),
         skipped=jnp.int32(0),
         skipped_in_a_row=jnp.int32(0),
+        precision=precision.first(config.optimizer, config.model.dtype, histories),
     )
 
 
@@ -79,6 +113,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulation: int,
     ema_decay: float,
+    loss_scale_steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step. Pure.
 
@@ -93,15 +128,19 @@ def train_step(
         optimizer: the whole chain from gradient to update.
         accumulation: the batch goes through the model in so many equal parts; the result is the same.
         ema_decay: of the moving average; 0 is off.
+        loss_scale_steps: good steps after which the loss scale of float16 is doubled.
 
     Returns:
         The state after it, and metrics as float32 scalars: `loss`, which is minimised; each term's sums
         divided by its weight (nats a token), those of terms but the main one as `TERM/NAME`; `grad_norm`,
-        `tokens` that went in (those of targets; no padding), `skipped`, `skipped_in_a_row`.
+        `tokens` that went in (those of targets; no padding), `skipped`, `skipped_in_a_row`; in float16
+        `loss_scale`, that of this step.
     """
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     weights = loss.weights(batch)
-    grads, (total, sums) = _gradient(state.params, batch, rng, weights, loss, accumulation, rates)
+    grads, histories, (total, sums) = _gradient(
+        state, batch, rng, weights, loss, accumulation, rates
+    )
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(total)
 
@@ -124,7 +163,10 @@ def train_step(
         ema=ema,
         rng=state.rng,
         skipped=state.skipped + ~finite,
-        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        skipped_in_a_row=jnp.where(
+            finite, 0, state.skipped_in_a_row + ~precision.recovers(state.precision)
+        ),
+        precision=precision.after(state.precision, histories, finite, loss_scale_steps),
     )
     means = jax.tree.map(
         jnp.divide, sums, {name: dict.fromkeys(sums[name], _one(weights[name])) for name in sums}
@@ -136,6 +178,8 @@ def train_step(
         'skipped': new.skipped,
         'skipped_in_a_row': new.skipped_in_a_row,
     }
+    if state.precision.loss_scale:
+        metrics['loss_scale'] = state.precision.loss_scale.scale
     return new, metrics
 
 
@@ -152,29 +196,38 @@ def _one(weight: jax.Array) -> jax.Array:
 
 
 def _gradient(
-    params: Any,
+    state: TrainState,
     batch: Batch,
     rng: jax.Array,
     weights: dict[str, jax.Array],
     loss: Loss,
     parts: int,
     rates: Rates = None,
-) -> tuple[Any, tuple[jax.Array, Sums]]:
-    """Returns the gradient of the loss; and the loss and its terms' sums, over `parts` micro-batches."""
+) -> tuple[Any, Any, tuple[jax.Array, Sums]]:
+    """Returns the gradient of the loss, the new histories, and the loss and its terms' sums.
 
-    def mean(params: Any, part: Batch, rng: jax.Array) -> Any:
-        sums = loss.sums(params, part, rng)
+    The batch goes through the model in `parts` micro-batches.
+    """
+    trained = Trained(state.params, state.precision.histories)
+
+    def mean(trained: Trained, part: Batch, rng: jax.Array) -> Any:
+        marked = precision.marked(trained.histories)
+        sums = loss.sums(trained._replace(histories=marked), part, rng)
         total = sum(
             loss.coefficients[name]
             * (rates[name.partition('/')[0]] if rates else 1.0)
             * (found['loss'] / _one(weights[name]))
             for name, found in sums.items()
         )
-        return total, (total, sums)
+        return precision.scaled(total, state.precision), (total, sums)
 
-    gradient = jax.grad(mean, has_aux=True)
+    def gradient(part: Batch, rng: jax.Array) -> Any:
+        (grads, histories), found = jax.grad(mean, has_aux=True)(trained, part, rng)
+        return grads, precision.used(histories, trained.histories), found
+
     if parts == 1:
-        return gradient(params, batch, rng)
+        grads, histories, found = gradient(batch, rng)
+        return precision.unscaled(grads, state.precision), histories, found
 
     # Part i takes every parts-th row, so that each device keeps rows that it already has.
     batch = jax.tree.map(
@@ -187,13 +240,18 @@ def _gradient(
 
     def body(total: Any, inputs: Any) -> Any:
         index, part = inputs
-        return jax.tree.map(
-            jnp.add, total, gradient(params, part, jax.random.fold_in(rng, index))
+        grads, histories, found = gradient(part, jax.random.fold_in(rng, index))
+        # Each part has the scales of the step before; the largest magnitude is that of all of them.
+        return (
+            jax.tree.map(jnp.add, total[0], grads),
+            jax.tree.map(jnp.maximum, total[1], histories),
+            jax.tree.map(jnp.add, total[2], found),
         ), ()
 
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], batch), rng)
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], batch), rng)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(body, zeros, (jnp.arange(parts), batch))[0]
+    grads, histories, found = jax.lax.scan(body, zeros, (jnp.arange(parts), batch))[0]
+    return precision.unscaled(grads, state.precision), histories, found
 
 
 def eval_step(params: Any, batch: Batch, *, loss: Loss) -> dict[str, jax.Array]:
@@ -214,7 +272,7 @@ def norms(
 ) -> dict[str, Any]:
     """Returns the norm of each parameter and of its gradient at a step, for a post-mortem."""
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
-    grads, _ = _gradient(state.params, batch, rng, loss.weights(batch), loss, accumulation, rates)
+    grads, *_ = _gradient(state, batch, rng, loss.weights(batch), loss, accumulation, rates)
     return jax.tree.map(
         lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)))),
         {'gradient_norms': grads, 'parameter_norms': state.params},
@@ -226,7 +284,7 @@ def gradient_norm(
 ) -> jax.Array:
     """Returns the norm of the gradient of a batch's loss, all rates being 1."""
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
-    grads, _ = _gradient(state.params, batch, rng, loss.weights(batch), loss, accumulation)
+    grads, *_ = _gradient(state, batch, rng, loss.weights(batch), loss, accumulation)
     return optax.global_norm(grads)
 
 
@@ -251,10 +309,12 @@ class Steps:
         device_mesh: Mesh,
         optimizer: optax.GradientTransformation,
     ):
-        self.model, loss, parts = terms.build(config, vocab_size, device_mesh)
+        trained, loss, _ = terms.build(config, vocab_size, device_mesh)
+        self.model, _, parts = terms.build(precision.plain(config), vocab_size, device_mesh)
+        kept = _histories(trained, config)
 
         def init() -> TrainState:
-            return init_state(self.model, optimizer, config, config.seed)
+            return init_state(self.model, optimizer, config, config.seed, kept)
 
         shapes = jax.eval_shape(init)
         shardings = mesh.state_shardings(shapes, shapes.params, device_mesh)
@@ -270,6 +330,7 @@ class Steps:
                 optimizer=optimizer,
                 accumulation=config.optimizer.accumulation,
                 ema_decay=config.optimizer.ema_decay,
+                loss_scale_steps=config.optimizer.loss_scale_steps,
             )
 
         self.shapes = jax.tree.map(
@@ -280,7 +341,9 @@ class Steps:
         jit = functools.partial(jax.jit, compiler_options=backend.compiler_options())
         self.initial = init
         self.init = jit(init, out_shardings=shardings)
-        begin = functools.partial(first_state, optimizer=optimizer, config=config, seed=config.seed)
+        begin = functools.partial(
+            first_state, optimizer=optimizer, config=config, seed=config.seed, histories=kept
+        )
         self.begin = jit(begin, out_shardings=shardings, donate_argnums=0)
         self.step = jit(
             step,
@@ -317,6 +380,11 @@ class Steps:
     def parameters(self) -> int:
         """The number of the model's parameters."""
         return tree.size(self.shapes.params)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that a token goes through: of E experts k."""
+        return throughput.active(self.shapes.params, self.model.config)
 
 
 def evaluated_params(state: TrainState) -> Any:

@@ -10,28 +10,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lm import chips, tree
 from lm.config import ModelConfig
-
-# Dense bf16 matrix products, FLOP/s a device, from the vendors' data sheets, by a part of `device_kind`.
-# The first that matches counts.
-PEAK_FLOPS = (
-    ('TPU v6', 918e12),
-    ('TPU v5 lite', 197e12),
-    ('TPU v5e', 197e12),
-    ('TPU v5', 459e12),
-    ('TPU v4', 275e12),
-    ('H200', 990e12),
-    ('H100', 990e12),
-    ('A100', 312e12),
-    ('L40', 181e12),
-    ('L4', 121e12),
-    ('T4', 65e12),
-)
 
 
 def peak_flops(device: Any) -> float | None:
     """Returns a device's peak rate for dense bf16 products, or None where it is not known (CPU)."""
-    return next((rate for name, rate in PEAK_FLOPS if name in device.device_kind), None)
+    chip = chips.of(device)
+    return chip.flops if chip else None
+
+
+def active(params: Any, model: ModelConfig) -> int:
+    """Returns how many of some parameters (arrays or shapes) a token goes through: of E experts k."""
+    if not model.experts:
+        return tree.size(params)
+    leaves = tree.by_path(params).items()
+    of_experts = tree.size([leaf for path, leaf in leaves if 'mlp/experts/' in path])
+    used = of_experts * model.experts_per_token // model.experts
+    return tree.size(params) - of_experts + used
 
 
 def flops_per_token(
@@ -39,9 +35,10 @@ def flops_per_token(
 ) -> float:
     """Returns the FLOPs of one token's training step, as PaLM counts (arXiv 2204.02311, appendix B).
 
-    6 for each parameter in a matrix product, and 12 N D T for attention, counting the full square even
-    where it is causal; half of that with `causal`. What is computed again in the backward pass does not
-    count. An embedding that is only looked up does no product: it counts if it is tied.
+    6 for each parameter in a matrix product (`parameters`: those that a token goes through), and 12 N D T
+    for attention, counting the full square even where it is causal; half of that with `causal`. What is
+    computed again in the backward pass does not count. An embedding that is only looked up does no
+    product: it counts if it is tied.
     """
     narrow = model.embedding_dim or model.embed_dim
     looked_up = 0 if model.tie_embeddings else vocab_size * narrow

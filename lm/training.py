@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import hosts, memory, mesh, report, throughput, tree
+from lm import hosts, memory, mesh, precision, profile, report, throughput, tree
 from lm import run as runs
 from lm.checkpoint import Checkpoints
 from lm.data.blend import Blend
@@ -24,58 +24,78 @@ from lm.data.features import TokenizedSplit
 from lm.data.mixture import Item, Mixture
 from lm.errors import RunStopped
 from lm.evaluate import measure
+from lm.goodput import Ledger
 from lm.inference import LanguageModel, chosen, parameters
 from lm.models import Decoder, Encoder
 from lm.objectives import OBJECTIVES
+from lm.out_of_memory import Guard, shapes_of
 from lm.perplexity import perplexity
 from lm.run import Run
 from lm.step import TrainState, evaluated_params
+from lm.terms import experts
 from lm.writer import MetricsWriter, Progress, atomic_write, read_metrics
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -> dict[str, Any]:
     """Trains what a config describes, or goes on where an earlier start in the workdir ended.
 
     Args:
         config: from a config file's `get_config()`, with any overrides.
         workdir: the run's folder: config, tokenizer, checkpoints, metrics and report.
+        began: when the command was started, seconds since 1970, for the report; None is now.
 
     Returns:
         The report, as in `report.json`; `finished` is False if the process was asked to stop (SIGTERM,
         Ctrl-C).
 
     Raises:
-        InputError: something in the config, the data or the workdir is wrong, or the disk is full.
+        InputError: something in the config, the data or the workdir is wrong, or the disk is full, or a
+            device's memory is not enough.
         RunStopped: too many steps in a row had a gradient that was not finite.
     """
-    started = time.time()
+    started, ledger = time.time(), Ledger(began)
     config = configs.parse(config)
     workdir = Path(workdir)
     hosts.same('config', runs.facts(config))
     device_mesh = runs.check_mesh(config)
     runs.open_workdir(workdir, config)
-    with runs.lock(workdir), contextlib.ExitStack() as stack:
+    with (
+        runs.lock(workdir),
+        Guard(workdir, ledger) as guard,
+        contextlib.ExitStack() as stack,
+    ):
         hosts.check_shared(workdir, runs.LOCK)
         # ---------------------------------------------------------------- build
-        text = runs.build_tokenizer(config, workdir)
-        run = runs.build(config, text, device_mesh)
-        splits = {
-            task: runs.tokenized_splits(part.config, text) for task, part in run.tasks.items()
-        }
-        hosts.same(
-            'data', {f'{t} {n}': s.key for t, part in splits.items() for n, s in part.items()}
-        )
-        trained = runs.blends(run, splits)
-        mixture = runs.mixture(run, trained)
+        with ledger.during('tokenizer'):
+            text = runs.build_tokenizer(config, workdir)
+        with ledger.during('build'):
+            guard.run = run = runs.build(config, text, device_mesh)
+        with ledger.during('data'):
+            splits = {
+                task: runs.tokenized_splits(part.config, text) for task, part in run.tasks.items()
+            }
+            hosts.same(
+                'data', {f'{t} {n}': s.key for t, part in splits.items() for n, s in part.items()}
+            )
+            trained = runs.blends(run, splits)
+            mixture = runs.mixture(run, trained)
         runs.begin(workdir, config, text)
+        if jax.process_index() == 0 and (
+            slow := precision.emulated(config.model, jax.devices()[0])
+        ):
+            print(f'lm: {slow}', file=sys.stderr)
         # -------------------------------------------------------------- restore
-        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
-        restored = checkpoints.restore(run.steps.shapes)
+        with ledger.during('restore'):
+            checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
+            restored = checkpoints.restore(run.steps.shapes)
         if restored:
             step, state, data_state = restored
         else:
-            with jax.set_mesh(run.mesh):
+            with ledger.during('build'), jax.set_mesh(run.mesh):
                 step, state, data_state = 0, run.steps.init(), {'next_index': 0}
+        if jax.process_index() == 0:
+            ledger.open(workdir)
+            stack.callback(ledger.save)
         runs.add_history(
             workdir,
             'resume' if restored else 'start',
@@ -85,7 +105,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             **_invalid_bytes(splits),
         )
         # ----------------------------------------------------------------- loop
-        loop = Loop(run, workdir, splits, trained, mixture, checkpoints, step)
+        loop = Loop(run, workdir, splits, trained, mixture, checkpoints, step, ledger, guard)
         state, step = loop.train(state, data_state)
         # --------------------------------------------------------------- report
         return finish(loop, state, step, time.time() - started)
@@ -112,16 +132,21 @@ class Loop:
         mixture: Mixture,
         checkpoints: Checkpoints,
         start: int,
+        ledger: Ledger,
+        guard: Guard,
     ) -> None:
         self.run, self.workdir, self.splits, self.trained = run, workdir, splits, trained
         self.config, self.mixture, self.checkpoints = run.config, mixture, checkpoints
-        self.start = start
+        self.start, self.ledger, self.guard = start, ledger, guard
         self.taken = dict.fromkeys(trained, start)  # Batches of each task.
         self.meter = throughput.Meter()
         self.evaluated: dict[
             int, dict[str, Any]
         ] = {}  # whole evaluations of `valid`, by step and task
         self.compiled: set[str] = set()  # Tasks of which a step was taken.
+        # Shapes of batch and rates, by the tasks of which a step was dispatched.
+        self.programs: dict[tuple[str, ...], tuple[Any, Any]] = {}
+        self.profiler = profile.Profiler(workdir, run.config.log, self.compiled_steps)
         self.since: dict[
             str, list[float]
         ] = {}  # sums and counts of metrics since they were last logged
@@ -150,16 +175,16 @@ class Loop:
             Progress(config.train.steps, step, enabled=main) as self.progress,
             _stop_on_signal(self.stop),
             jax.set_mesh(self.run.mesh),
+            self.profiler,
         ):
             if step and self.evaluates(step) and mesh.agree(main and step not in done):
                 self.evaluate(state, step)  # A stop came before it.
             stops = False
             while step < config.train.steps and not stops:
-                item = next(items)
+                self.ledger.switch(self.ledger.of_step(step + 1))
+                item = self.next_item(items, pending)
                 lengths = self.gradient_norms(state, item)
-                state, metrics = self.run.steps.train(
-                    state, item.batch, runs.shares(self.run, item)
-                )
+                state, metrics = self.dispatch(state, item, step + 1)
                 step, self.taken = step + 1, item.taken
                 hosts.reached(step)
                 if pending:
@@ -177,11 +202,42 @@ class Loop:
                     with self.meter.pause():
                         loss = self.evaluate(state, step) if evaluates else None
                         if saves:
-                            self.checkpoints.save(step, state, self.data_state(item), loss)
+                            with self.ledger.during('checkpoint'):
+                                self.writer.sync()
+                                self.checkpoints.save(step, state, self.data_state(item), loss)
+                    self.ledger.save(step)
             if stops:
                 self.progress.note(f'Asked to stop: saving step {step}.')
-            self.checkpoints.wait()
+            with self.ledger.during('checkpoint'):
+                self.checkpoints.wait()
+        self.ledger.switch('report')
         return state, step
+
+    def next_item(self, items: Iterator[Item], pending: Pending | None) -> Item:
+        """Returns the next batch; its time is a wait only if the device has nothing to do by then."""
+        self.ledger.settle()
+        with jax.profiler.TraceAnnotation('data_wait'):
+            item = next(items)
+        idle = pending is None or pending.metrics['loss'].is_ready()
+        self.ledger.settle('data_wait' if idle else '')
+        return item
+
+    def dispatch(self, state: TrainState, item: Item, step: int) -> Any:
+        """Has the device take a step when it is done with the one before; compiles it at first."""
+        if self.profiler.begins(step):
+            self.profiler.begin()
+        batch, rates, tasks = item.batch, runs.shares(self.run, item), tuple(item.numbers)
+        if tasks in self.programs:
+            with self.profiler.dispatch(step):
+                return self.run.steps.train(state, batch, rates)
+        self.programs[tasks] = self.guard.program = shapes_of((batch, rates))
+        with self.ledger.during('compile'), self.profiler.dispatch(step):
+            return self.run.steps.train(state, batch, rates)
+
+    def compiled_steps(self) -> Iterator[str]:
+        """Yields the programs of the steps that were dispatched, as text; they are compiled already."""
+        for program in self.programs.values():
+            yield self.run.steps.step.lower(self.run.steps.shapes, *program).compile().as_text()
 
     def data_state(self, item: Item) -> dict[str, Any]:
         """Returns what a checkpoint keeps besides the state of the step (JSON)."""
@@ -221,7 +277,12 @@ class Loop:
     def record(self, pending: Pending, state: TrainState) -> None:
         """Writes the metrics of a step, and stops the run if too many in a row were skipped."""
         config = self.config
-        metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+        with jax.profiler.TraceAnnotation('metrics'):
+            fetched = jax.device_get(pending.metrics)
+        metrics = {name: float(value) for name, value in fetched.items()}
+        if self.profiler.ends(pending.step):
+            with self.meter.pause(), self.ledger.during('profile'):
+                self.profiler.end()
         if not self.compiled.issuperset(pending.item.numbers):
             self.meter.restart()  # Compilation is not speed, and each task has its own.
             self.compiled.update(pending.item.numbers)
@@ -237,18 +298,24 @@ class Loop:
             _every(config.train.log_every, pending.step) or pending.step in (1, config.train.steps)
         ):
             return
+        with jax.profiler.TraceAnnotation('log'):
+            self.log(pending, metrics, values)
+
+    def log(self, pending: Pending, metrics: dict[str, float], values: dict[str, float]) -> None:
+        """Writes a line of metrics: the losses in `values`, and what else is known of the step."""
         taken = pending.step - 1 - metrics['skipped']
         values |= {
             'learning_rate': float(self.run.learning_rate(taken)),
             'grad_norm': metrics['grad_norm'],
             'skipped': metrics['skipped'],
-        }
+        } | {name: metrics[name] for name in ('loss_scale',) if name in metrics}
         shown = {name: values[name] for name in ('loss', 'learning_rate')}
         rates = self.corpora_rates(pending.item)
         if speed := self.meter.read():
             values['tokens_per_second'] = shown['tokens_per_second'] = speed
         values = {f'train/{name}': value for name, value in values.items()}
         self.writer.write(pending.step, values | rates)
+        self.ledger.save(pending.step)
         self.progress.update(pending.step, **shown)
 
     def corpora_rates(self, item: Item) -> dict[str, float]:
@@ -266,6 +333,9 @@ class Loop:
         found = {}
         for name, value in metrics.items():
             term, slash, kind = name.rpartition('/')
+            if experts.is_of(name):
+                found[name] = value
+                continue
             if kind in shown:
                 found[f'{term}{slash}{shown[kind]}'] = value
         if not self.run.others:
@@ -294,20 +364,25 @@ class Loop:
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates `data.valid`, writes the result, and returns the loss."""
         params, batches = evaluated_params(state), self.config.eval.batches
-        results = {
-            task: perplexity(
-                part, params, self.splits[task]['valid'], batches, f'{task} valid'.lstrip()
-            )
-            for task, part in self.run.tasks.items()
-            if 'valid' in self.splits[task]
-        }
+        with self.ledger.during('evaluation'):
+            results = {
+                task: perplexity(
+                    part, params, self.splits[task]['valid'], batches, f'{task} valid'.lstrip()
+                )
+                for task, part in self.run.tasks.items()
+                if 'valid' in self.splits[task]
+            }
         if not batches:
             self.evaluated[step] = results
         values, notes = {}, []
         for task, result in results.items():
             kept = ('loss', 'perplexity', 'accuracy', 'pearson')
             prefix = f'{task}/' if task else ''
-            values |= {f'valid/{prefix}{k}': result[k] for k in kept if result.get(k) is not None}
+            values |= {
+                f'valid/{prefix}{name}': value
+                for name, value in result.items()
+                if value is not None and (name in kept or experts.is_of(name))
+            }
             notes.append(f'{task} {_described(result)}'.lstrip())
         if self.run.others:
             # Of those that are validated; evenly, where none of them is trained.
@@ -370,7 +445,8 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             for task, parts in loop.splits.items()
         }
         known = {task: {'valid': result} for task, result in known.items()}
-        results, tasks, made = measure(run, params, splits, workdir / 'predictions', known)
+        with loop.ledger.during('evaluation'):
+            results, tasks, made = measure(run, params, splits, workdir / 'predictions', known)
         for task, part in run.tasks.items():
             model = LanguageModel(part, params)
             some = made.get(task) or model.samples(part.config.generate, config.seed)
@@ -382,6 +458,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
         'name': workdir.resolve().name,
         'steps': step,
         'parameters': run.steps.parameters,
+        'active_parameters': run.steps.active_parameters,
         'seconds': sum(event.get('seconds', 0) for event in history),
         'finished': finished,
         'splits': results,
@@ -392,6 +469,8 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
             for found in each.seen(loop.taken[task])
         ],
         'throughput': measured,
+        'goodput': loop.ledger.summary(),
+        'profile': profile.summary(workdir),
         'curves': report.curves(workdir),
         'samples': samples,
         'environment': report.environment(),
@@ -400,6 +479,7 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     }
     if jax.process_index() == 0:
         report.write(workdir, written, configs.defaults())
+    loop.ledger.save(step, finished)
     return written
 
 
@@ -413,7 +493,7 @@ def flops_per_token(run: Run) -> dict[str, float | None]:
     config, model, shapes = run.config, run.steps.model, run.steps.shapes.params
     length = config.data.length
     if isinstance(model, Decoder) and not config.model.share_layers:
-        facts = run.steps.parameters, config.model, length, model.vocab_size
+        facts = run.steps.active_parameters, config.model, length, model.vocab_size
         return {
             'mfu': throughput.flops_per_token(*facts),
             'mfu_causal': throughput.flops_per_token(*facts, causal=True),
@@ -430,7 +510,11 @@ def flops_per_token(run: Run) -> dict[str, float | None]:
         used[f'head_{name}'] = asked / length
         if head.kind != 'pooled':
             used['embed'] = asked / length
-    parts = [(tree.size(shapes[name]), share) for name, share in used.items() if name in shapes]
+    parts = [
+        (throughput.active(shapes[name], config.model), share)
+        for name, share in used.items()
+        if name in shapes
+    ]
     return found | {'mfu': throughput.encoder_flops_per_token(parts, config.model, length)}
 
 

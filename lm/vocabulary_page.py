@@ -35,7 +35,7 @@ COVERAGE = (
 RULES = (
     'A word is a run of letters, marks and digits, or any other visible character; each Chinese or '
     'Japanese character is a word. Spaced words are what white space (and Chinese or Japanese characters) '
-    'keeps apart, as in word perplexity. Tokens are those of the whole text, without BOS and EOS.'
+    'keeps apart. Tokens are those of the whole text, without BOS and EOS.'
 )
 COVERED = (
     'Words and characters of the text that are one token by themselves (a word with the space before it): '

@@ -144,6 +144,12 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(numbers, step=int(step))
 
+    def sync(self) -> None:
+        """Returns when the lines are on the disk, or in the bucket that is mounted there (gcsfuse)."""
+        if self._file is not None:
+            with _naming(self._path):
+                os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flushes and closes everything. May be called twice."""
         if self._file is not None:

@@ -59,8 +59,17 @@ def nats_of(model, text):
 def test_the_report_has_the_keys_that_programs_read(workdir):
     report = json.loads((workdir / 'report.json').read_text())
     assert list(report) == [
-        *('name', 'steps', 'parameters', 'seconds', 'finished', 'splits', 'tasks', 'corpora'),
-        *('throughput', 'curves', 'samples', 'environment', 'config', 'history'),
+        *('name', 'steps', 'parameters', 'active_parameters', 'seconds', 'finished', 'splits'),
+        *(
+            'tasks',
+            'corpora',
+            'throughput',
+            'curves',
+            'samples',
+            'environment',
+            'config',
+            'history',
+        ),
     ]
     assert report['finished']
     assert report['steps'] == 30

@@ -87,6 +87,19 @@ def make_config(folder, name, **more):
     )
 
 
+@pytest.mark.slow
+def test_loads_of_experts_are_in_metrics_and_reports(tmp_path):
+    model = ENCODER | {'experts': 4, 'router': 'expert_choice'}
+    config = make_config(tmp_path, 'masked', model=model)
+    report = lm.train(config, tmp_path / 'run')
+    found = report['splits']['valid']
+    assert found['experts/balance'] == 1
+    assert found['loss'] == pytest.approx(np.log(found['perplexity']))
+    assert {'train/experts/load', 'valid/experts/worst_load'} <= set(report['curves'])
+    assert report['active_parameters'] < report['parameters']
+    assert '## Experts' in (tmp_path / 'run' / 'report.md').read_text()
+
+
 def test_every_objective_has_a_loss_and_is_run():
     assert set(OBJECTIVES) == set(TERMS) == set(SECTIONS)
 

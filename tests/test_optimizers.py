@@ -116,6 +116,22 @@ def test_every_optimizer_lowers_a_quadratic_and_decays_by_path(name):
     assert not np.any(difference['embed']['embedding'])
 
 
+def test_muon_orthogonalises_each_expert_by_itself():
+    c = dataclasses.replace(BASE.optimizer, name='muon', weight_decay=0.0, clip_norm=0.0)
+    rng = np.random.default_rng(0)
+    shapes = {'router': (2, 4, 3), 'up': (2, 3, 4, 4)}
+    drawn = {name: {'kernel': jnp.asarray(rng.normal(size=s))} for name, s in shapes.items()}
+    tree = {'layers': {'mlp': {'router': drawn['router'], 'experts': {'up': drawn['up']}}}}
+    optimizer = optimizers.build(c, lambda step: 1.0)
+    update, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    update = update['layers']['mlp']
+    for matrix in update['experts']['up']['kernel'].reshape(6, 4, 4):
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        assert singular.min() > 0.4 * singular.max()
+    size = np.abs(update['router']['kernel'])  # Adam's.
+    np.testing.assert_allclose(size, size[0, 0, 0], rtol=1e-4)
+
+
 def test_muon_orthogonalises_each_layer_by_itself():
     c = dataclasses.replace(BASE.optimizer, name='muon', weight_decay=0.0, clip_norm=0.0)
     optimizer = optimizers.build(c, lambda step: 1.0)

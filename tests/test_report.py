@@ -25,7 +25,9 @@ EVIL = '<script>alert("x")</script> & $a$ | `b` \x00\x1b\ud800 äö日本'
 
 
 def metrics(workdir, steps=60):
-    with MetricsWriter(workdir, LogConfig(tensorboard=False, wandb=''), 0) as writer:
+    with MetricsWriter(
+        workdir, LogConfig(tensorboard=False, wandb='', profile=(), profile_all_hosts=False), 0
+    ) as writer:
         for step in range(1, steps + 1):
             values = {'loss': 8 / step + 2, 'grad_norm': 1.0, 'learning_rate': 1e-3}
             values['loss'] = math.nan if step == 7 else values['loss']
@@ -60,6 +62,7 @@ def make(workdir, **changes):
         'name': workdir.name,
         'steps': 60,
         'parameters': 1_234_567,
+        'active_parameters': 1_234_567,
         'seconds': 75.0,
         'finished': True,
         'splits': {'valid': split(2.5), 'test': split(2.75)},
@@ -69,6 +72,9 @@ def make(workdir, **changes):
             | {'rows_seen': 960, 'share': 1.0, 'epochs': 0.48}
         ],
         'throughput': {'tokens_per_second': 10_030.0, 'step_seconds_median': 0.4, 'mfu': None},
+        'goodput': {'seconds': 75.0, 'share': 0.8, 'starts': 1}
+        | {'parts': {'training': 60.0, 'compile': 10.0, 'downtime': 5.0}},
+        'profile': None,
         'curves': report.curves(workdir),
         'samples': [{'prompt': 'Once ', 'text': 'upon a time'}],
         'environment': {'device': 'cpu', 'devices': 1, 'jax': '0.10.2', 'commit': 'c0ffee' * 6},

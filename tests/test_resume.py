@@ -135,6 +135,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(undisturb
     assert_same_run(workdir, whole)
     events = [event['event'] for event in report(workdir)['history']]
     assert events.count('resume') >= 5
+    parts = report(workdir)['goodput']['parts']
+    assert parts['repeated'] > 0
+    assert parts['downtime'] > 0
     assert not (workdir / 'unreadable').exists()
 
 
@@ -157,12 +160,13 @@ main.app.run(main.main, argv=['lm.main', *sys.argv[1:]], flags_parser=main.parse
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['TERM', 'INT'])
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(undisturbed, tmp_path, name):
+@pytest.mark.parametrize(('name', 'code'), [('TERM', 75), ('INT', 0)])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(undisturbed, tmp_path, name, code):
     text, whole = undisturbed
     options = arguments(text, tmp_path / 'run', train__steps=STEPS, data__prefetch=1)
+    options += [f'--stopped_code={code}'] if code else []
     result = run(options, program=STOP_AT_10.replace('{name}', name))
-    assert result.code == 0, result.err
+    assert result.code == code, result.err
     assert 'Asked to stop: saving step 10.' in result.err
     assert result.out == 'Stopped at step 10. The same command goes on from there.\n'
     assert not any('valid/loss' in line for line in metrics(tmp_path / 'run')[10:])

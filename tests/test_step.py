@@ -120,6 +120,33 @@ def test_every_form_of_the_step_gives_the_same_losses(section, values, monkeypat
     np.testing.assert_allclose(found, reference()[0], rtol=0, atol=1e-5)
 
 
+@functools.cache
+def run_of_experts(*items):
+    """Losses of a few steps with experts in every other layer; items are a config's sections."""
+    sections = {section: dict(values) for section, values in items}
+    experts = {'experts': 4, 'expert_every': 2}
+    model = {'model': experts | sections.pop('model', {})}
+    return run(make_config(**model, **sections), count=6)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['dropless', 'capacity'])
+@pytest.mark.parametrize(
+    ('section', 'values'),
+    [
+        ('optimizer', {'accumulation': 2}),
+        ('mesh', {'fsdp': 2, 'expert': 4, 'data': 1}),
+        ('mesh', {'tensor': 2, 'expert': 2, 'data': 2}),
+    ],
+    ids=str,
+)
+def test_experts_give_the_same_losses_in_parts_and_on_meshes(section, values, way):
+    """Those of the routers too: without them the gradients would not be the same."""
+    model = ('model', (('expert_dispatch', way),))
+    found = run_of_experts(model, (section, tuple(values.items())))
+    np.testing.assert_allclose(found, run_of_experts(model), rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_accumulation_on_a_mesh():
     config = make_config(

@@ -10,8 +10,9 @@ import pytest
 import lm
 from configs import base
 from lm import config, mesh, terms
+from lm.models.decoder import Decoder
 from lm.step import Steps
-from lm.throughput import Meter, flops_per_token
+from lm.throughput import Meter, active, flops_per_token
 from lm.training import flops_per_token as flops_per_token_of
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
@@ -109,6 +110,16 @@ def test_flops_that_are_not_known(name, model, others):
     steps = Steps(c, 32, mesh.one_device(), optax.sgd(0.1))
     run = types.SimpleNamespace(config=c, steps=steps, others=others)
     assert flops_per_token_of(run) == {'mfu': None, 'mfu_causal': None}
+
+
+def test_of_eight_experts_two_are_active():
+    """Mixtral 8x7B: 46.7 billion parameters, 12.9 of them for a token, as published."""
+    sizes = {'num_layers': 32, 'embed_dim': 4096, 'num_heads': 32, 'num_kv_heads': 8}
+    sizes |= {'mlp_dim': 14_336, 'activation': 'swiglu', 'tie_embeddings': False, 'experts': 8}
+    model = config.parse(lm.get_config('base', model=sizes)).model
+    decoder = Decoder(model, 32_000, 8)
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+    assert active(shapes, model) == 12_879_925_248
 
 
 def test_shares_of_the_peak():

@@ -1,5 +1,6 @@
 """Metrics that survive a kill, files written whole, and the progress line."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -25,8 +26,8 @@ from lm.writer import (
     short,
 )
 
-QUIET = LogConfig(tensorboard=False, wandb='')
-TENSORBOARD = LogConfig(tensorboard=True, wandb='')
+QUIET = LogConfig(tensorboard=False, wandb='', profile=(), profile_all_hosts=False)
+TENSORBOARD = LogConfig(tensorboard=True, wandb='', profile=(), profile_all_hosts=False)
 
 
 def train(workdir, first, last, resume_step, log=QUIET):
@@ -86,6 +87,15 @@ def test_lines_are_flushed_and_strict_json(tmp_path):
     assert math.isnan(read_metrics(tmp_path)[0]['train/loss'])
 
 
+def test_sync_waits_for_the_disk(tmp_path, monkeypatch):
+    synced = []
+    with MetricsWriter(tmp_path, QUIET, 0) as writer:
+        writer.write(1, {'train/loss': 1.0})
+        monkeypatch.setattr(os, 'fsync', lambda file: synced.append(os.fstat(file).st_ino))
+        writer.sync()
+    assert synced == [(tmp_path / 'metrics.jsonl').stat().st_ino]
+
+
 def test_a_disabled_writer_writes_nothing(tmp_path):
     with MetricsWriter(tmp_path / 'run', TENSORBOARD, 0, enabled=False) as writer:
         writer.write(1, {'train/loss': 1.0})
@@ -125,7 +135,7 @@ def test_tensorboard_has_each_step_and_hides_what_is_run_again(tmp_path):
 def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(InputError, match='pip install wandb'):
-        MetricsWriter(tmp_path, LogConfig(tensorboard=False, wandb='project'), 0)
+        MetricsWriter(tmp_path, dataclasses.replace(QUIET, wandb='project'), 0)
 
 
 def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
@@ -139,7 +149,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
     for resume_step in (0, 1):
-        with MetricsWriter(tmp_path, LogConfig(tensorboard=False, wandb='x'), resume_step) as w:
+        with MetricsWriter(tmp_path, dataclasses.replace(QUIET, wandb='x'), resume_step) as w:
             w.write(resume_step + 1, {'train/loss': 2.0})
     assert ids[0] == ids[1]
     assert logged == [(1, {'train/loss': 2.0}), (2, {'train/loss': 2.0})]

@@ -1,6 +1,6 @@
 """Compiles attention, forward and backward, for TPUs that are not there, and says what became of it.
 
-    python -m pip install -e '.[aot]'
+    python -m pip install -e '.[plan]'
     python -m experiments.attention.compile --output=experiments/attention/compile.jsonl
 
 Positions are split over two devices and heads over two. Nothing is run: bytes, collectives and whether a
@@ -152,7 +152,7 @@ def main() -> None:
     """Compiles all cases."""
     options = _parser().parse_args()
     if not importlib.util.find_spec('libtpu'):
-        sys.exit("error: this needs TPU's compiler: python -m pip install -e '.[aot]'")
+        sys.exit("error: this needs TPU's compiler: python -m pip install -e '.[plan]'")
     shape = (options.rows, options.length, options.heads, options.width)
     failed, versions = 0, {k: v for k, v in environment().items() if k in ('commit', 'jax')}
     versions['libtpu'] = importlib.metadata.version('libtpu')

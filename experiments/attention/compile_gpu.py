@@ -29,10 +29,11 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from lm import topology
 from lm.attention import hopper, parse
 from lm.attention.hopper_kernels import Arrays, Problem
 
-CHIP = Path(__file__).with_name('h200.txtpb')
+CHIP = Path(topology.__file__).with_name('h200.txtpb')
 BATCH, LENGTH, HEADS, GROUPS = 2, 2048, 8, 2
 MASKS = (
     'causal',

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm import backend
 from lm.attention import blocked, dense, sharded, sparse, splash, table, walk
 from lm.attention.block import PLAIN, Extras, Form
 from lm.attention.masks import Causal, Full, Heads, Mask
@@ -229,7 +230,7 @@ def attend(
         source=key.shape[1],
         width=query.shape[-1],
         dtype=query.dtype,
-        platform=_platform(),
+        platform=backend.platform(),
         whole=positions is None and bias is None and query.shape[1] > 1,
         segments=segments is not None or in_prefix is not None,
         extras=Extras(softcap or None, slopes),
@@ -313,16 +314,9 @@ def _each_part_of_heads(query, key, value, mask, bias, slopes, options) -> jax.A
     return jnp.concatenate(outs, axis=2)
 
 
-def _platform() -> str:
-    """The platform of the current mesh, whose devices need not be here; without one, this machine's."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
 def _capability() -> float:
     """The compute capability of an NVIDIA GPU, 0 elsewhere."""
-    if not _platform() == jax.default_backend() == 'gpu':
+    if not backend.platform() == jax.default_backend() == 'gpu':
         return 0.0
     device = jax.devices()[0]
     # AMD's GPUs are of platform 'gpu' too.

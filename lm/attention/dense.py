@@ -45,12 +45,17 @@ def attend(
         allowed = _allowed_pairs(q_positions, k_positions, mask, segments, in_prefix)
         if positions is not None:
             allowed &= (k_positions >= 0)[:, None, None]
+    dtype = query.dtype
+    if dtype == jnp.float16 and jax.default_backend() != 'gpu':
+        # JAX asks for a product of float16 by name here, which only GPUs have.
+        query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     if extras.softcap is None:
         out = jax.nn.dot_product_attention(
             query, key, value, bias, allowed, is_causal=causal, implementation=implementation
         )
     else:
         out = _softcapped(query, key, value, bias, allowed, extras.softcap)
+    out = out.astype(dtype)
     if allowed is None:
         return out
     sees = jnp.any(allowed, axis=-1)[:, 0, :, None, None]  # [B or 1, T, 1, 1]

@@ -1,6 +1,5 @@
 """Pictures of masks: who sees whom, and how much of the square that is."""
 
-import io
 import math
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from lm.attention.expression import as_mask
 from lm.attention.masks import EMPTY, FULL, Heads, Mask, Range
+from lm.plots import Picture
 
 _BLOCK = 64  # Tokens of a block in which pairs are counted.
 _PIXELS = 512  # A longer row is drawn with several tokens to a pixel.
@@ -15,31 +15,21 @@ _INCHES = 3.2
 _INK = '#0072b2'
 
 
-class Picture:
-    """A figure that notebooks show.
+class Masks(Picture):
+    """Pictures of masks.
 
     Attributes:
-        figure: of matplotlib.
         densities: the part of the pairs that each mask allows.
     """
 
     def __init__(self, figure, densities: list[float]) -> None:
-        self.figure = figure
+        super().__init__(figure)
         self.densities = densities
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.figure.savefig(file, format='png', dpi=144)
-        return file.getvalue()
-
-    def save(self, path: str | Path) -> None:
-        """Writes a PNG."""
-        Path(path).write_bytes(self._repr_png_())
 
 
 def show(
     mask: Mask | str | tuple[Mask | str, ...], length: int = 256, path: str | Path = ''
-) -> Picture:
+) -> Masks:
     """Draws who sees whom: queries downwards, keys to the right.
 
     Args:
@@ -80,7 +70,7 @@ def show(
         axes.tick_params(labelsize=7.5, colors='#555555')
         for spine in axes.spines.values():
             spine.set_color('#bbbbbb')
-    picture = Picture(figure, densities)
+    picture = Masks(figure, densities)
     if path:
         picture.save(path)
     return picture

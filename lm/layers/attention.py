@@ -65,7 +65,9 @@ def project(
     source = x if source is None else source
     c = config
     _, groups, width = head_sizes(c)
-    dense = functools.partial(Dense, bias=c.bias or c.qkv_bias, dtype=jnp.dtype(c.dtype))
+    dense = functools.partial(
+        Dense, bias=c.bias or c.qkv_bias, dtype=jnp.dtype(c.dtype), matmul=c.matmul
+    )
     query = project_query(c, x)
     key = dense((groups, width), name='key')(source)
     value = dense((groups, width), name='value')(source)
@@ -84,7 +86,7 @@ def project_query(config: ModelConfig, x: jax.Array) -> jax.Array:
     heads, _, width = head_sizes(config)
     dtype = jnp.dtype(config.dtype)
     bias = config.bias or config.qkv_bias
-    query = Dense((heads, width), bias=bias, dtype=dtype, name='query')(x)
+    query = Dense((heads, width), bias=bias, dtype=dtype, matmul=config.matmul, name='query')(x)
     if config.qk_norm:
         query = _head_norm(config, 'query_norm')(query)
     if config.attention_scale:  # Logits are divided by the root of K later.
@@ -106,6 +108,7 @@ def merge_heads(config: ModelConfig, out: jax.Array) -> jax.Array:
         bias=config.bias,
         scale=scale,
         dtype=jnp.dtype(config.dtype),
+        matmul=config.matmul,
         name='out',
     )
     return dense(out)

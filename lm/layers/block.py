@@ -12,6 +12,7 @@ from lm.layers.attention import Cache
 from lm.layers.cross_attention import CrossAttention
 from lm.layers.mixers import mixer
 from lm.layers.mlp import MLP
+from lm.layers.moe import MoE
 from lm.layers.norm import make_norm
 from lm.layers.tokens import UNKNOWN, Tokens
 from lm.mesh import ROWS, constrain
@@ -38,11 +39,13 @@ class Block(nn.Module):
         config: the model.
         kind: what mixes tokens in this layer: a mask, or another entry of `MIXERS`.
         crosses: it also reads the memory that an encoder made.
+        experts: its MLP is a mixture of experts.
     """
 
     config: ModelConfig
     kind: Any
     crosses: bool = False
+    experts: bool = False
 
     @nn.compact
     def __call__(
@@ -68,7 +71,11 @@ class Block(nn.Module):
             x = after(x + dropout(inner(h)))
             new_cache = None if cache is None else {'own': new_cache, 'memory': memory}
         before, inner, after = self._norms('mlp')
-        h = MLP(c, name='mlp')(before(given if c.parallel_residual else x))
+        h = before(given if c.parallel_residual else x)
+        if self.experts:
+            h = MoE(c, name='mlp')(h, tokens, deterministic)
+        else:
+            h = MLP(c, name='mlp')(h)
         x = after(x + dropout(inner(h)))
         if cache is None:  # one token a row cannot be laid over a sequence axis
             x = constrain(x, (ROWS, 'sequence', None))
@@ -87,11 +94,13 @@ class Group(nn.Module):
     Attributes:
         config: the model.
         kinds: one a layer.
+        experts: as in `Block`, one a layer.
         crosses: as in `Block`.
     """
 
     config: ModelConfig
     kinds: tuple[Any, ...]
+    experts: tuple[bool, ...]
     crosses: bool = False
 
     @nn.compact
@@ -104,9 +113,9 @@ class Group(nn.Module):
     ) -> tuple[jax.Array, dict[str, Cache] | None]:
         """As `Block`, with one cache for each, by name."""
         caches = {}
-        for i, kind in enumerate(self.kinds):
+        for i, (kind, experts) in enumerate(zip(self.kinds, self.experts, strict=True)):
             name = f'block_{i}'
             layer_cache = None if cache is None else cache[name]
-            block = Block(self.config, kind, self.crosses, name=name)
+            block = Block(self.config, kind, self.crosses, experts, name=name)
             x, caches[name] = block(x, tokens, layer_cache, deterministic)
         return x, caches if cache is not None else None

@@ -1,13 +1,13 @@
 """The one matrix product of the layers."""
 
 import functools
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lm import matmul
+from lm.layers.products import PRODUCTS
 
 STDDEV = 0.02  # Of initial weights, as in GPT-2.
 
@@ -25,7 +25,7 @@ def affine(
     The kernel is used in the dtype of `x`. Sums are float32, and so are the gradients of kernel and bias.
 
     Args:
-        x: `[..., *inputs]`, float32 or bfloat16.
+        x: `[..., *inputs]`, float32 or 16 bits.
         kernel: `[*inputs, *outputs]`, float32.
         bias: `[*outputs]`, float32, or None.
         inputs: how many axes are contracted.
@@ -69,6 +69,7 @@ class Dense(nn.Module):
         bias: adds a bias of shape `features`.
         scale: initial weights are normal, of standard deviation 0.02 times this.
         dtype: of the product and the result.
+        matmul: what the operands are rounded to before, of `PRODUCTS`; 'same': they have the dtype.
     """
 
     features: tuple[int, ...]
@@ -76,27 +77,15 @@ class Dense(nn.Module):
     bias: bool = False
     scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = self.weights(x.shape[-self.inputs :])
-        return affine(x.astype(self.dtype), kernel, bias, self.inputs)
+    matmul: str = 'same'
 
     @nn.compact
-    def weights(self, sizes: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the kernel and the bias for inputs `[..., *sizes]`."""
+    def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.normal(STDDEV * self.scale)
-        kernel = self.param('kernel', init, sizes + self.features)
+        kernel = self.param('kernel', init, x.shape[-self.inputs :] + self.features)
         bias = self.param('bias', nn.initializers.zeros, self.features) if self.bias else None
-        return kernel, bias
-
-
-def together(layers: Sequence[Dense], x: jax.Array) -> list[jax.Array]:
-    """Returns `[layer(x) for layer in layers]` by one matrix product: larger, and so faster.
-
-    The layers differ in their weights only, and contract one axis. Weights are stacked on an axis of
-    their own, so that those of a tensor-parallel mesh stay where they are.
-    """
-    kernels, biases = zip(*(layer.weights(x.shape[-1:]) for layer in layers), strict=True)
-    bias = jnp.stack(biases) if layers[0].bias else None
-    y = affine(x.astype(layers[0].dtype), jnp.stack(kernels, axis=1), bias)  # [..., L, *features]
-    return [jax.lax.index_in_dim(y, i, x.ndim - 1, keepdims=False) for i in range(len(layers))]
+        x = x.astype(self.dtype)
+        if self.matmul == 'same':
+            return affine(x, kernel, bias, self.inputs)
+        y = PRODUCTS[self.matmul].function(self, x, kernel)
+        return (y if bias is None else y + bias).astype(self.dtype)

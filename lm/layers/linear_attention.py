@@ -264,7 +264,8 @@ def _gated(out: jax.Array, gate: jax.Array) -> jax.Array:
 
 
 def _dense(config: ModelConfig) -> Any:
-    return functools.partial(Dense, bias=config.bias, dtype=jnp.dtype(config.dtype))
+    dtype = jnp.dtype(config.dtype)
+    return functools.partial(Dense, bias=config.bias, dtype=dtype, matmul=config.matmul)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -60,19 +60,19 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype))
+        dense = functools.partial(Dense, bias=c.bias, dtype=jnp.dtype(c.dtype), matmul=c.matmul)
         kind = activation(c)
         width = (mlp_dim(c),)
         h = dense(width, name='up')(x)  # [B, T, F]
         if kind.gated:
-            h *= _activate(kind.function, dense(width, name='gate')(x))
+            h *= activate(kind.function, dense(width, name='gate')(x))
         else:
-            h = _activate(kind.function, h)
+            h = activate(kind.function, h)
         # 1/sqrt(2N): the residual stream is a sum of 2N such outputs (GPT-2).
         return dense((c.embed_dim,), scale=(2 * c.num_layers) ** -0.5, name='down')(h)
 
 
-def _activate(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def activate(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Returns `function(x)`, computed in float32.
 
     In 16 bits the backward pass computes it again: what it would keep is larger than `x`, and each piece

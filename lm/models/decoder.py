@@ -115,13 +115,14 @@ class Decoder(Transformer):
     def for_decoding(self, params: dict) -> dict:
         """Returns parameters that `decode` and `logits` compute the same from, faster.
 
-        The layers are a tuple, and what is multiplied has the compute dtype: a loop around `decode` would
-        otherwise copy every layer's part of the stack, and round it, for every token.
+        The layers are a tuple, and what is multiplied in the compute dtype has it: a loop around `decode`
+        would otherwise copy every layer's part of the stack, and round it, for every token.
         """
         dtype = jnp.dtype(self.config.dtype)
 
         def rounded(path: tuple, leaf: jax.Array) -> jax.Array:
-            return leaf.astype(dtype) if path[-1].key in ('kernel', 'embedding') else leaf
+            multiplied = path[-1].key in ('kernel', 'embedding') and path[-2].key != 'router'
+            return leaf.astype(dtype) if multiplied else leaf
 
         params = jax.tree_util.tree_map_with_path(rounded, params)
         return params | {'layers': self._unstack(params['layers'])}

@@ -44,6 +44,7 @@ class Electra(nn.Module):
             num_kv_heads=0,
             mlp_dim=max(1, round(size * mlp_dim(c))),
             embedding_dim=c.embedding_dim or c.embed_dim,
+            experts=0,
         )
         self.embed = make_embed(c, self.padded_vocab_size)
         self.generator = self._encoder(smaller, 'tokens', shared=self.embed)

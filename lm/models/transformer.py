@@ -4,6 +4,8 @@ Layers are stacked: every parameter of `layers` has a leading axis `[N]`, whethe
 compiled loop or are unrolled, so that a checkpoint fits both. (Layers that share theirs have no axis.)
 """
 
+import functools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,14 +15,17 @@ import jax.numpy as jnp
 from lm import attention
 from lm.config import ModelConfig
 from lm.errors import InputError, lookup
+from lm.layers import router
 from lm.layers.attention import head_sizes
 from lm.layers.block import Block, Group
 from lm.layers.dense import STDDEV, Dense
 from lm.layers.embed import Embed, sinusoids
 from lm.layers.norm import make_norm
 from lm.layers.position import POSITIONS, RelativeBias, rotary_angles, rotary_width
+from lm.layers.products import HISTORIES
 from lm.layers.tokens import Tokens
 from lm.mesh import ROWS, constrain
+from lm.models import pipeline
 
 # What the backward pass keeps, as a policy of jax.checkpoint.
 REMATS = {
@@ -29,6 +34,8 @@ REMATS = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
+# What layers sow, by collection: of rows, or numbers that are sums over tokens.
+SOWN = ('intermediates', 'experts')
 
 
 class Transformer(nn.Module):
@@ -75,6 +82,8 @@ class Transformer(nn.Module):
     def kinds(self) -> tuple[Any, ...]:
         """What the layers go through in turn: masks, or other entries of `lm.layers.mixers`.
 
+        Where not every layer has experts, the pattern is repeated until it has a whole number of those.
+
         Raises:
             InputError: one is not known, or they do not divide the layers.
         """
@@ -85,12 +94,21 @@ class Transformer(nn.Module):
                 f'config.model.num_layers = {layers} cannot be divided by the {len(kinds)} masks of '
                 f'config.model.attention = {pattern}.'
             )
-        return kinds
+        every = self.config.expert_every if self.config.experts else 1
+        repeats = math.lcm(len(kinds), every) // len(kinds)
+        if layers % (repeats * len(kinds)):
+            raise InputError(
+                f'config.model.num_layers = {layers} cannot be divided by {repeats * len(kinds)}, after '
+                f'which config.model.expert_every = {every} and the {len(kinds)} entries of '
+                f'config.model.attention = {pattern} begin anew.'
+            )
+        return kinds * repeats
 
     def setup(self):
         c = self.config
         lookup(dict.fromkeys(POSITIONS), c.position, 'config.model.position')
         lookup(REMATS, c.remat, 'config.model.remat')
+        router.check(c, self.streams)
         if c.parallel_residual and (c.norm_placement == 'post' or self.crosses):
             raise InputError(
                 'config.model.parallel_residual = True is for decoders and encoders whose norms come '
@@ -162,43 +180,92 @@ class Transformer(nn.Module):
         x = constrain(x, (ROWS, 'sequence', None))
         relative = self._relative()
 
+        tokens = Tokens(
+            angles,
+            segment_ids,
+            in_prefix,
+            order,
+            order is not None,
+            types=None if embeds_types(c) else token_types,
+            relative=relative,
+            memory=memory,
+            memory_segments=memory_segments,
+        )
+        plan = None if self.is_initializing() else pipeline.schedule(c, x.shape[0])
+        run = self._in_turn if plan is None else functools.partial(self._in_stages, plan)
+        x = run(x, tokens, deterministic)
+        return self._last(x if order is None else x[:, inputs.shape[1] :])
+
+    def _in_turn(self, x: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
+        """Returns `[B, T, D]` after all layers, one after the other."""
+        c = self.config
+
         def layer(block: nn.Module, x: jax.Array, _: None):
-            tokens = Tokens(
-                angles,
-                segment_ids,
-                in_prefix,
-                order,
-                order is not None,
-                types=None if embeds_types(c) else token_types,
-                relative=relative,
-                memory=memory,
-                memory_segments=memory_segments,
-            )
             return block(x, tokens, None, deterministic)
 
         if c.remat != 'none':
             # In a loop nothing can merge the two passes; unrolled, XLA must be kept from it.
             layer = nn.remat(layer, policy=REMATS[c.remat], prevent_cse=not c.scan_layers)
         length = c.num_layers // len(self.kinds)
-        each = {'intermediates': 0} | ({} if c.share_layers else {'params': 0})
+        own = {'params': 0, HISTORIES: 0}  # What each layer has of its own, unless they share it.
+        each = dict.fromkeys(SOWN, 0) | ({} if c.share_layers else own)
         layers = nn.scan(
             layer,
             variable_axes=each,
-            variable_broadcast='params' if c.share_layers else False,
+            variable_broadcast=list(own) if c.share_layers else False,
             split_rngs={'params': not c.share_layers, 'dropout': True},
             length=length,
             unroll=1 if c.scan_layers else length,
         )
-        x, _ = layers(self.layers, x, None)
-        return self._last(x if order is None else x[:, inputs.shape[1] :])
+        return layers(self.layers, x, None)[0]
+
+    def _in_stages(
+        self, plan: pipeline.Schedule, x: jax.Array, tokens: Tokens, deterministic: bool
+    ) -> jax.Array:
+        """As `_in_turn`, over the stages of the mesh; dropout is of other random numbers."""
+        c, block = self.config, self._layer(parent=None)
+        sows = [name for name in SOWN if self.is_mutable_collection(name)]
+
+        def layer(params: Any, x: jax.Array, facts: Any, rng: jax.Array | None):
+            tokens, relative = facts
+            (x, _), found = block.apply(
+                {'params': params},
+                x,
+                tokens.replace(relative=relative),
+                None,
+                deterministic,
+                rngs=None if rng is None else {'dropout': rng},
+                mutable=sows,
+            )
+            return x, found
+
+        rng = self.make_rng('dropout') if self.has_rng('dropout') else None
+        x, sown = pipeline.run(
+            layer,
+            self.variables['params']['layers'],
+            x,
+            tokens.replace(relative=None),
+            tokens.relative,
+            plan,
+            rng,
+            c.remat,
+            unroll=not c.scan_layers,
+        )
+        for collection, values in sown.items():
+            for name, value in values.items():
+                self.layers.put_variable(collection, name, value)
+        return x
 
     def _layer(self, **options) -> nn.Module:
         """Returns what is repeated: a layer, or one for each entry of the pattern."""
-        first, *others = kinds = self.kinds
-        options |= {'crosses': self.crosses}
-        return (
-            Group(self.config, kinds, **options) if others else Block(self.config, first, **options)
+        kinds, every = self.kinds, self.config.expert_every
+        experts = tuple(
+            self.config.experts > 0 and i % every == every - 1 for i in range(len(kinds))
         )
+        options |= {'crosses': self.crosses}
+        if len(kinds) > 1:
+            return Group(self.config, kinds, experts, **options)
+        return Block(self.config, kinds[0], experts=experts[0], **options)
 
     def _relative(self) -> jax.Array | None:
         return self.relative.table() if self.config.position == 'relative' else None

@@ -16,9 +16,11 @@ from lm.config import Config
 from lm.errors import InputError, lookup
 from lm.models import Electra, Model
 from lm.models.heads import Head
+from lm.terms import experts
 from lm.terms.loss import Batch as Batch
 from lm.terms.loss import Loss, joined, own
 from lm.terms.loss import Sums as Sums
+from lm.terms.loss import Trained as Trained
 from lm.terms.loss import flat as flat
 from lm.terms.loss import hidden as hidden
 from lm.terms.texts import classified, contrasted, regressed
@@ -105,6 +107,9 @@ def build(
     ((make, streams),) = kinds
     model = make(config, vocab_size, heads, streams)
     parts = {
-        task: recipe.loss(model, tasks[task], device_mesh, task) for task, recipe in recipes.items()
+        task: experts.added(
+            recipe.loss(model, tasks[task], device_mesh, task), tasks[task], recipe.streams
+        )
+        for task, recipe in recipes.items()
     }
     return model, joined(parts) if config.tasks else parts[''], parts

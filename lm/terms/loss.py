@@ -1,17 +1,32 @@
 """What losses are made of: terms, and what models are asked for them."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lm import tree
+from lm.layers.products import HISTORIES
 from lm.models import Model
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, dict[str, jax.Array]]
+
+
+class Trained(NamedTuple):
+    """What a step takes the gradient of, in the place of parameters alone.
+
+    Attributes:
+        params: the parameters.
+        histories: what `lm.layers.products` keeps, replaced by its "gradient"; `{}` where it keeps nothing.
+    """
+
+    params: Any
+    histories: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +34,9 @@ class Loss:
     """The terms of a loss.
 
     Attributes:
-        sums: `(params, batch, rng) -> {term: {'loss': sum to be minimised, name: sum to be reported}}`.
-            Without an rng it is the loss of evaluation: no dropout, no label smoothing, no z-loss.
+        sums: `(params, batch, rng) -> {term: {'loss': sum to be minimised, name: sum to be reported}}`, of
+            parameters or of `Trained`. Without an rng it is the loss of evaluation: no dropout, no label
+            smoothing, no z-loss.
         weights: `batch -> {term: weight}`, float32 scalars.
         coefficients: of the terms. The first is the main one, which perplexity is of.
         tasks: those that it is a sum of; a batch is then `{task: fields}` of some or all of them. A
@@ -97,28 +113,47 @@ def hidden(
     rng: jax.Array | None,
     segments: bool,
     **options: Any,
-) -> jax.Array:
-    """Returns `[B, T, D]`.
+) -> tuple[jax.Array, Sums]:
+    """Returns `[B, T, D]`, and where the model has experts the sums of their term.
 
     Args:
         model: any.
-        params: its parameters.
+        params: its parameters, or `Trained`.
         batch: of the batch contract.
         rng: for dropout; None is without.
         segments: whether rows hold more than one text, or padding that tokens would see.
         **options: of the model's `hidden`.
     """
     facts = {name: batch[name] for name in _FACTS if name in batch}
-    return model.apply(
-        {'params': params},
+    histories = params.histories if isinstance(params, Trained) else {}
+    mixed = model.config.experts > 0  # Padding is not to be routed.
+    vectors, sown = model.apply(
+        {'params': parameters(params), HISTORIES: histories},
         batch['inputs'],
-        segment_ids=batch['segment_ids'] if segments else None,
+        segment_ids=batch['segment_ids'] if segments or mixed else None,
         deterministic=rng is None,
         rngs=None if rng is None else {'dropout': rng},
         method='hidden',
+        mutable=['experts'] if mixed else [],
         **facts,
         **options,
     )
+    return vectors, {'experts': experts_sums(sown['experts'])} if mixed and sown else {}
+
+
+def experts_sums(sown: Any) -> dict[str, jax.Array]:
+    """Returns what each layer's `lm.layers.moe.statistics` come to, by name."""
+    found: dict[str, list[jax.Array]] = collections.defaultdict(list)
+    for path, leaf in zip(tree.paths(sown), jax.tree.leaves(sown), strict=True):
+        found[path.rpartition('/')[2]].append(leaf.reshape(-1))
+    each = {name: jnp.concatenate(leaves) for name, leaves in found.items()}  # [layers]
+    worst = len(each['load']) * jnp.max(each['load'])
+    return {name: jnp.sum(values) for name, values in each.items()} | {'worst_load': worst}
+
+
+def parameters(params: Any) -> Any:
+    """Returns the parameters alone."""
+    return params.params if isinstance(params, Trained) else params
 
 
 def pick(
@@ -154,7 +189,7 @@ def head(model: Model, params: Any, name: str, rng: jax.Array | None):
     """Returns `vectors -> predictions` of a head."""
     return functools.partial(
         model.apply,
-        {'params': params},
+        {'params': parameters(params)},
         name=name,
         deterministic=rng is None,
         rngs=None if rng is None else {'dropout': jax.random.fold_in(rng, 1)},

@@ -16,11 +16,11 @@ def classified(model: Model, config: Config, device_mesh: Mesh, task: str) -> Lo
     """Returns the cross-entropy of a class, nats a text, from its first token's vector."""
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
-        vectors = hidden(model, params, batch, rng, segments=True)
+        vectors, others = hidden(model, params, batch, rng, segments=True)
         picked, fields = pick(vectors, batch, ('labels', 'label_weights'), 1)
         logits = head(model, params, own(task, 'label'), rng)(picked)
         total, _, metrics = losses.cross_entropy(logits, *fields.values())
-        return {'label': {'loss': total} | metrics}
+        return {'label': {'loss': total} | metrics} | others
 
     return Loss(sums, _label_weight, {'label': 1.0})
 
@@ -33,14 +33,15 @@ def regressed(model: Model, config: Config, device_mesh: Mesh, task: str) -> Los
     """
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
-        vectors = hidden(model, params, batch, rng, segments=True)
+        vectors, others = hidden(model, params, batch, rng, segments=True)
         picked, fields = pick(vectors, batch, ('label_values', 'label_weights'), 1)
         x = head(model, params, own(task, 'label'), rng)(picked)[..., 0]  # [B, 1]
         y, weight = fields.values()
         products = {'x': x, 'y': y, 'xx': x * x, 'yy': y * y, 'xy': x * y}
         error = jnp.sum(weight * (x - y) ** 2)
         metrics = {name: jnp.sum(weight * value) for name, value in products.items()}
-        return {'label': {'loss': error} | jax.lax.stop_gradient({'error': error} | metrics)}
+        metrics = jax.lax.stop_gradient({'error': error} | metrics)
+        return {'label': {'loss': error} | metrics} | others
 
     return Loss(sums, _label_weight, {'label': 1.0})
 
@@ -62,15 +63,15 @@ def contrasted(model: Model, config: Config, device_mesh: Mesh, task: str) -> Lo
             'segment_ids': there.astype(jnp.int32) + second,
             'positions': batch['positions'] - jnp.where(second, start, 0),
         }
-        vectors = hidden(model, params, alone, rng, segments=True).astype(jnp.float32)
+        vectors, others = hidden(model, params, alone, rng, segments=True)
         which = jnp.stack([there & ~second, second], axis=1).astype(jnp.float32)  # [B, 2, T]
-        texts = jnp.einsum('bst,btd->sbd', which, vectors)
+        texts = jnp.einsum('bst,btd->sbd', which, vectors.astype(jnp.float32))
         texts /= jnp.linalg.norm(texts, axis=-1, keepdims=True) + 1e-6  # [2, B, D]
         weights = jnp.sum(batch['label_weights'], axis=1)  # [B]
         logits = texts[0] @ texts[1].T / config.objective.similarity_temperature
         logits = jnp.where(weights > 0, logits, -1e9)  # Rows that fill a batch are no choice.
         total, _, metrics = losses.cross_entropy(logits, jnp.arange(len(weights)), weights)
-        return {'label': {'loss': total} | metrics}
+        return {'label': {'loss': total} | metrics} | others
 
     return Loss(sums, _label_weight, {'label': 1.0})
 

@@ -11,7 +11,7 @@ from lm import losses, mesh
 from lm.config import Config
 from lm.models import Model
 from lm.objectives import OBJECTIVES
-from lm.terms.loss import Batch, Loss, Sums, head, hidden, own, pick, places, take
+from lm.terms.loss import Batch, Loss, Sums, head, hidden, own, parameters, pick, places, take
 
 
 def next_token(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
@@ -19,9 +19,10 @@ def next_token(model: Model, config: Config, device_mesh: Mesh, task: str) -> Lo
     segments = config.data.packing or config.model.architecture != 'decoder'
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
-        vectors = hidden(model, params, batch, rng, segments)
-        logits = functools.partial(model.apply, {'params': params}, method='logits')
-        return {'tokens': _cross_entropy(logits, vectors, batch, rng, model, config, device_mesh)}
+        vectors, others = hidden(model, params, batch, rng, segments)
+        logits = functools.partial(model.apply, {'params': parameters(params)}, method='logits')
+        found = _cross_entropy(logits, vectors, batch, rng, model, config, device_mesh)
+        return {'tokens': found} | others
 
     return Loss(sums, lambda batch: {'tokens': jnp.sum(batch['loss_weights'])}, {'tokens': 1.0})
 
@@ -32,7 +33,7 @@ def masked(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
     pairs = bool(config.objective.pairs) and config.objective.name == 'masked'
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
-        vectors = hidden(model, params, batch, rng, segments=True)
+        vectors, others = hidden(model, params, batch, rng, segments=True)
         picked, fields = pick(vectors, batch, ('targets', 'loss_weights'), most)
         logits = head(model, params, 'tokens', rng)
         found = {'tokens': _cross_entropy(logits, picked, fields, rng, model, config, device_mesh)}
@@ -41,7 +42,7 @@ def masked(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss:
             logits = head(model, params, own(task, 'pair'), rng)(picked)
             total, _, metrics = losses.cross_entropy(logits, *fields.values())
             found['pair'] = {'loss': total} | metrics
-        return found
+        return found | others
 
     def weights(batch: Batch) -> dict[str, jax.Array]:
         found = {'tokens': jnp.sum(batch['loss_weights'])}
@@ -69,7 +70,7 @@ def replaced(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss
             first, second, drawn = jax.random.split(rng, 3)
             keys = jax.random.split(drawn, len(batch['targets']))
         facts = {'model': model, 'params': params, 'segments': True}
-        vectors = hidden(batch=batch, rng=first, part='generator', **facts)
+        vectors, _ = hidden(batch=batch, rng=first, part='generator', **facts)
         chosen = places(batch['loss_weights'], most)
         picked, fields = take(vectors, batch, ('targets', 'loss_weights'), chosen)
         logits = head(model, params, 'generator', rng)
@@ -80,14 +81,15 @@ def replaced(model: Model, config: Config, device_mesh: Mesh, task: str) -> Loss
         fills = jnp.where(fields['loss_weights'] > 0, fills, fields['targets'])
         rows = jnp.arange(len(fills))[:, None]
         inputs = batch['targets'].at[rows, chosen].set(fills)
-        vectors = hidden(
+        vectors, others = hidden(
             batch=batch | {'inputs': inputs},
             rng=second,
             part='discriminator',
             **facts,
         )
         odds = head(model, params, 'discriminator', rng)(vectors)
-        return {'discriminator': _told_apart(odds, inputs, batch), 'generator': found}
+        told = _told_apart(odds, inputs, batch)
+        return {'discriminator': told, 'generator': found} | others
 
     def weights(batch: Batch) -> dict[str, jax.Array]:
         return {'discriminator': _there(batch), 'generator': jnp.sum(batch['loss_weights'])}
@@ -100,10 +102,9 @@ def _discriminated(model: Model) -> Loss:
     """Returns the loss of a discriminator that is alone."""
 
     def sums(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
-        odds = head(model, params, 'discriminator', rng)(
-            hidden(model, params, batch, rng, segments=True)
-        )
-        return {'discriminator': _told_apart(odds, batch['inputs'], batch)}
+        vectors, others = hidden(model, params, batch, rng, segments=True)
+        odds = head(model, params, 'discriminator', rng)(vectors)
+        return {'discriminator': _told_apart(odds, batch['inputs'], batch)} | others
 
     return Loss(sums, lambda batch: {'discriminator': _there(batch)}, {'discriminator': 1.0})
 

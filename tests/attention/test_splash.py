@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from lm import attention
+from lm import attention, backend
 from lm import mesh as meshes
 from lm.attention import choose, dense, splash, splash_parts, table
 from lm.attention.block import PLAIN, Extras
@@ -220,7 +220,7 @@ def test_forced_on_a_cpu_it_says_what_it_needs():
 
 
 def test_the_platform_is_that_of_the_mesh_whose_devices_need_not_be_here():
-    assert choose._platform() == 'cpu'
+    assert backend.platform() == 'cpu'
     device = AbstractDevice('TPU v5 lite', 1, platform='tpu')
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ('data',), abstract_device=device)):
-        assert choose._platform() == 'tpu'
+        assert backend.platform() == 'tpu'

@@ -1,6 +1,6 @@
 """The TPU kernel compiles, forward and backward, for TPUs that are not there.
 
-    python -m pip install -e '.[aot]'
+    python -m pip install -e '.[plan]'
     python -m pytest -m aot
 
 Nothing is run. Positions are split over two devices of four, and heads over two.
@@ -24,7 +24,7 @@ ROWS, LENGTH, HEADS, WIDTH = 2, 2048, 4, 128
 @pytest.mark.slow
 @pytest.mark.skipif(
     not importlib.util.find_spec('libtpu'),
-    reason="needs TPU's compiler: python -m pip install -e '.[aot]'",
+    reason="needs TPU's compiler: python -m pip install -e '.[plan]'",
 )
 @pytest.mark.parametrize('topology', experiment.TOPOLOGIES)
 def test_every_preset_compiles_split_over_heads_and_positions(topology, tmp_path):

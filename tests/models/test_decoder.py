@@ -47,6 +47,13 @@ TOGETHER = {
         **{'position': 'transformer_xl', 'num_kv_heads': 2, 'bias': True},
         'attention': ('causal & window(3)', 'causal'),
     },
+    'mixtral': {
+        **{'experts': 4, 'activation': 'swiglu', 'num_kv_heads': 2, 'tie_embeddings': False},
+    },
+    'switch': {
+        **{'experts': 4, 'experts_per_token': 1, 'router': 'softmax', 'expert_every': 2},
+        **{'activation': 'relu', 'bias': True, 'expert_dispatch': 'capacity'},
+    },
 }
 ALONE = {
     **{f'position={kind}': {'position': kind} for kind in POSITIONS},
@@ -54,6 +61,7 @@ ALONE = {
     **{f'placement={kind}': {'norm_placement': kind} for kind in PLACEMENTS},
     **{f'activation={kind}': {'activation': kind} for kind in ACTIVATIONS},
     'grouped': {'num_kv_heads': 2},
+    'shared_experts': {'share_layers': True, 'experts': 3, 'router': 'softmax'},
     'shared': {'share_layers': True, 'position': 'learned', 'position_offset': 2},
     'qk_norm': {'qk_norm': True},
     'attention_softcap': {'attention_softcap': 3.0},
@@ -212,9 +220,9 @@ def test_full_attention_cannot_decode():
 
 
 @functools.cache
-def initialised_and_pulled(attention, scan, remat):
+def initialised_and_pulled(attention, scan, remat, **others):
     """Returns initial parameters, and a loss with dropout and its gradient."""
-    changes = {'num_layers': 2 * len(attention), 'dropout': 0.2, 'attention': attention}
+    changes = {'num_layers': 2 * len(attention), 'dropout': 0.2, 'attention': attention} | others
     config = dataclasses.replace(BASE, scan_layers=scan, remat=remat, **changes)
     model, inputs = Decoder(config, VOCAB, LENGTH), tokens()
     params = jax.jit(model.init)(jax.random.key(0), inputs)['params']
@@ -236,6 +244,15 @@ def test_scan_and_remat_change_nothing(scan, remat, attention):
     want_params, want = initialised_and_pulled(attention, True, 'none')
     params, got = initialised_and_pulled(attention, scan, remat)
     jax.tree.map(np.testing.assert_array_equal, params, want_params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('scan', 'remat'), [(False, 'none'), (True, 'dots'), (True, 'full')])
+def test_scan_and_remat_change_nothing_with_experts(scan, remat):
+    changes = {'experts': 4, 'expert_every': 2, 'expert_dispatch': 'capacity'}
+    want = initialised_and_pulled(('causal',), True, 'none', **changes)
+    got = initialised_and_pulled(('causal',), scan, remat, **changes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
@@ -306,6 +323,21 @@ def test_layers_start_different_and_outputs_small():
             50_257,
             1024,
             124_439_808,
+        ),
+        # Mixtral 8x7B, as published.
+        (
+            {
+                **{'num_layers': 32, 'embed_dim': 4096, 'num_heads': 32, 'num_kv_heads': 8},
+                **{
+                    'mlp_dim': 14_336,
+                    'activation': 'swiglu',
+                    'tie_embeddings': False,
+                    'experts': 8,
+                },
+            },
+            32_000,
+            8192,
+            46_702_792_704,
         ),
         # Llama 3.1 8B, as published.
         (
@@ -391,6 +423,7 @@ def test_sharded_equals_unsharded(position):
     ('changes', 'message'),
     [
         ({'attention': ('causal',) * 3}, 'num_layers = 2 cannot be divided by the 3 masks'),
+        ({'experts': 4, 'expert_every': 3}, 'num_layers = 2 cannot be divided by 3, after which'),
         ({'attention': ('casual',)}, "Did you mean 'causal'"),
         ({'position': 'rotory'}, "Did you mean 'rotary'"),
         ({'remat': 'ful'}, "Did you mean 'full'"),
