@@ -20,10 +20,12 @@ from tests import command_line
 from tests.processes import Processes, free_address
 
 STEPS = 40
-# Rows and parameters that are split over the hosts, or that several hosts have in common.
+# Rows, positions, parameters, experts and layers that are split over the hosts, or in common.
 MESHES = {
-    'fsdp x tensor': {'data': 1, 'fsdp': 4, 'tensor': 2},
-    'data x sequence': {'data': 2, 'sequence': 4},
+    'fsdp x tensor': {'mesh.data': 1, 'mesh.fsdp': 4, 'mesh.tensor': 2},
+    'data x sequence': {'mesh.data': 2, 'mesh.sequence': 4},
+    'fsdp x expert': {'mesh.data': 1, 'mesh.fsdp': 2, 'mesh.expert': 4, 'model.experts': 4},
+    'stage x data': {'mesh.stage': 2, 'mesh.data': 4, 'model.num_layers': 2},
 }
 FAST = {
     'data.valid': '',
@@ -35,10 +37,9 @@ FAST = {
 LIMIT = watch.Limits(300, 5, 300)
 
 
-def options(text, workdir, mesh, **changes):
+def options(text, workdir, mesh=None, **changes):
     """Returns the options of a run; `train__steps=4` changes a key."""
-    keys = {**FAST, **{f'mesh.{axis}': size for axis, size in mesh.items()}}
-    keys |= {key.replace('__', '.'): value for key, value in changes.items()}
+    keys = FAST | (mesh or {}) | {key.replace('__', '.'): value for key, value in changes.items()}
     return command_line.arguments(text, workdir, **keys)
 
 
@@ -143,7 +144,7 @@ def test_a_preempted_host_stops_all_and_any_number_goes_on(text, whole, processe
     copies = {count: shutil.copytree(workdir, tmp_path / f'{count}') for count in (2, 1)}
 
     again = join(processes, 4, 2, options(text, workdir, mesh))
-    two = join(processes, 2, 2, options(text, copies[2], {'fsdp': 2, 'tensor': 2}))
+    two = join(processes, 2, 2, options(text, copies[2], {'mesh.fsdp': 2, 'mesh.tensor': 2}))
     assert command_line.call(options(text, copies[1], mesh)).code == 0
     all_end(processes, again, 0)
     all_end(processes, two, 0)
@@ -161,7 +162,7 @@ def test_a_preempted_host_stops_all_and_any_number_goes_on(text, whole, processe
     ids=('kill', 'stop'),
 )
 def test_all_stop_when_a_host_is_gone(victim, what, says, text, processes, tmp_path):
-    command = options(text, tmp_path / 'run', {}, train__steps=10**6, checkpoint__every=2)
+    command = options(text, tmp_path / 'run', train__steps=10**6, checkpoint__every=2)
     numbers = join(processes, 2, 1, command)
     await_step(processes, numbers, tmp_path / 'run', 10)
     processes.signal(numbers[victim], what)
@@ -185,7 +186,8 @@ BAD = {
         ['does not have the same config', 'train.steps (7 there'],
     ),
     'a mesh': ([{'mesh__data': 3}], ['error: config.mesh (data=3, fsdp=1) needs 3 devices']),
-    'another workdir': ([{}, {}], ['is not one folder for all hosts']),
+    'another workdir': ([{}, {}], ['(process 1 of 2): workdir', 'is not one folder for all hosts']),
+    'no room for tokens': ([{}], ['(process 1 of 2): ', '/proc/none']),
 }
 
 
@@ -194,8 +196,9 @@ BAD = {
 def test_bad_input_ends_all_with_one_line(case, text, processes, tmp_path):
     changes, parts = BAD[case]
     folders = [tmp_path / 'a', tmp_path / ('b' if case == 'another workdir' else 'a')]
-    commands = [options(text, folders[i % len(changes)], {}, **c) for i, c in enumerate(changes)]
-    error = all_end(processes, join(processes, 2, 1, *commands), 2)
+    commands = [options(text, folders[i % len(folders)], **c) for i, c in enumerate(changes)]
+    prefixes = [(), ('env', 'LM_CACHE_DIR=/proc/none') if case == 'no room for tokens' else ()]
+    error = all_end(processes, join(processes, 2, 1, *commands, prefixes=prefixes), 2)
     assert len(error.splitlines()) == 1
     assert error.startswith('error: ')
     for part in parts:
@@ -248,7 +251,7 @@ def two_hosts():
 
 @pytest.mark.slow
 def test_a_cut_link_stops_both_hosts(two_hosts, text, processes, tmp_path):
-    command = options(text, tmp_path / 'run', {'fsdp': 2, 'data': 1}, train__steps=10**6)
+    command = options(text, tmp_path / 'run', {'mesh.data': 1, 'mesh.fsdp': 2}, train__steps=10**6)
     prefixes = [('ip', 'netns', 'exec', name) for name in two_hosts]
     numbers = join(processes, 2, 1, command, address='10.77.0.1:4000', prefixes=prefixes)
     await_step(processes, numbers, tmp_path / 'run', 10)
