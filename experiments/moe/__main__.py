@@ -11,8 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 import lm
 from experiments.record import record
+from lm.evaluate import evaluate
 
 WIDTH, EXPERTS = 512, 8
 # Case -> what differs of `config.model`. All have as many parameters that a token goes through, but for the
@@ -53,28 +56,37 @@ def main() -> None:
 def train(case: str, seed: int, steps: int, workdir: Path) -> dict:
     """Returns the numbers of a run, and its curves."""
     folder = workdir / f'{case.replace(" ", "-").replace(",", "")}-{seed}-{steps}'
-    model = {'num_layers': 2, 'embed_dim': 128, 'num_heads': 4, 'mlp_dim': WIDTH}
-    model |= CASES[case] and {'experts': EXPERTS, **CASES[case]}
     if not (folder / 'report.json').exists():
-        config = lm.get_config(
-            'base',
-            seed=seed,
-            data={'train': f'{TEXT}[:98%]', 'valid': f'{TEXT}[98%:]', 'test': ''}
-            | {'length': 128, 'batch_size': 4, 'random_crop': True},
-            tokenizer={'kind': 'bpe', 'vocab_size': 1024},
-            model=model | {'scan_layers': False},
-            optimizer={'learning_rate': 3e-3},
-            schedule={'warmup_steps': 50},
-            train={'steps': steps, 'eval_every': 125},
-            checkpoint={'every': 0, 'keep_best': 0},
-            generate={'samples': 1, 'max_tokens': 32},
-        )
-        lm.train(config, folder)
+        lm.train(make_config(case, seed, steps), folder)
+    # In one batch: the loads of the whole split.
+    whole = evaluate(folder, config=make_config(case, seed, steps, eval={'batch_size': 256}))
     report = json.loads((folder / 'report.json').read_text())
     kept = ('train/loss', 'valid/loss', 'train/experts/load', 'train/experts/worst_load')
     curves = {name: report['curves'][name] for name in kept if name in report['curves']}
     active = {'active_parameters': report['active_parameters']}
-    return {'case': case, 'seed': seed, 'curves': curves} | active | record(folder)
+    loads = {key: value for key, value in whole['splits']['valid'].items() if 'load' in key}
+    found = {'case': case, 'seed': seed, 'curves': curves, 'loads_of_the_split': loads}
+    return found | active | record(folder)
+
+
+def make_config(case: str, seed: int, steps: int, **sections: dict) -> ConfigDict:
+    """Returns the config of a run."""
+    model = {'num_layers': 2, 'embed_dim': 128, 'num_heads': 4, 'mlp_dim': WIDTH}
+    model |= CASES[case] and {'experts': EXPERTS, **CASES[case]}
+    return lm.get_config(
+        'base',
+        seed=seed,
+        data={'train': f'{TEXT}[:98%]', 'valid': f'{TEXT}[98%:]', 'test': ''}
+        | {'length': 128, 'batch_size': 4, 'random_crop': True},
+        tokenizer={'kind': 'bpe', 'vocab_size': 1024},
+        model=model | {'scan_layers': False},
+        optimizer={'learning_rate': 3e-3},
+        schedule={'warmup_steps': 50},
+        train={'steps': steps, 'eval_every': 125},
+        checkpoint={'every': 0, 'keep_best': 0},
+        generate={'samples': 1, 'max_tokens': 32},
+        **sections,
+    )
 
 
 def table(records: list[dict]) -> list[str]:
@@ -83,7 +95,7 @@ def table(records: list[dict]) -> list[str]:
     lines = [f'| | {" | ".join(head)} |', '|---' * (1 + len(head)) + '|']
     for found in records:
         split = found['splits']['valid']
-        loads = [f'{split[key]:.2f}' for key in _LOADS if key in split] or ['', '']
+        loads = [f'{value:.2f}' for value in found['loads_of_the_split'].values()] or ['', '']
         cells = [
             *(f'{found[key]:,}' for key in ('parameters', 'active_parameters')),
             *(f'{split["loss"]:.4f}', *loads),
@@ -91,9 +103,6 @@ def table(records: list[dict]) -> list[str]:
         ]
         lines.append(f'| {found["case"]} | {" | ".join(cells)} |')
     return lines
-
-
-_LOADS = ('experts/load', 'experts/worst_load')
 
 
 def figure(records: list[dict], path: Path) -> None:

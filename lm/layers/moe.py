@@ -113,8 +113,9 @@ class MoE(nn.Module):
             load = jnp.sum(taken, axis=2).astype(jnp.float32)
             dropped = c.experts_per_token * jnp.sum(~taken_by_any(slots, valid) & valid)
             out = bounded(x, slots, weights, function)
-        for name, value in statistics(c, logits, load, valid, dropped).items():
-            self.sow('experts', name, value, init_fn=lambda: 0.0, reduce_fn=jnp.add)
+        if not self.is_initializing():
+            for name, value in statistics(c, logits, load, valid, dropped).items():
+                self.sow('experts', name, value, init_fn=lambda: 0.0, reduce_fn=jnp.add)
         return out
 
 
