@@ -101,8 +101,8 @@ class Schedule(NamedTuple):
 def schedule(config: ModelConfig, rows: int) -> Schedule | None:
     """Returns how so many rows go through the stages of the mesh in context; None where they do not.
 
-    There is but one stage; or rows are too few or odd, as of a prompt: layers then run in turn, and each is
-    sent to all devices when it does.
+    There is but one stage; or rows are too few or odd, as of a prompt: layers then run in turn, and are
+    gathered for it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     stages = 1 if mesh.empty else mesh.shape.get(AXIS, 1)
