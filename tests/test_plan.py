@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -238,6 +239,14 @@ def test_the_command_writes_a_plan_that_stands_alone(tmp_path, monkeypatch):
     assert '| parameters |' in text
     assert '## What was tried' in text
     assert len(found['sweep']) == 1
+
+
+def test_what_fits_a_gpu():
+    gpu = SimpleNamespace(platform='gpu', device_kind='NVIDIA H200')
+    on = plan.Target('h200', [gpu])
+    assert plan._why(100e9, on.memory, on) == ''
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in plan._why(110e9, on.memory, on)
+    assert plan._why(150e9, on.memory, on) == '150 GB of 141 GB'
 
 
 def test_what_the_compiler_says_does_not_fit(sharded, tmp_path):
