@@ -26,6 +26,9 @@ from lm.run import Run
 from lm.training import flops_per_token
 
 BUFFERS = 20  # So many of the largest are named.
+_SHARE = (
+    0.75  # Of a GPU's memory, that JAX takes (docs.jax.dev/en/latest/gpu_memory_allocation.html).
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ def compiled(run: Run, on: Target) -> dict[str, Any]:
     fits = None if room is None else memory['total'] <= room
     return found | {
         'fits': fits,
-        'why': '' if fits is not False else f'{gb(memory["total"])} of {gb(room)}',
+        'why': _why(memory['total'], room, on),
         'memory': memory,
         'buffers': _largest(live),
         'flops': {'program': asked, 'device': max(hlo_cost.flops(module), asked / len(on.devices))},
@@ -167,6 +170,17 @@ def compiled(run: Run, on: Target) -> dict[str, Any]:
             dataclasses.asdict(one) for one in hlo_cost.collectives(module, dict(run.mesh.shape))
         ],
     }
+
+
+def _why(total: int, room: float | None, on: Target) -> str:
+    """Returns why it does not fit, or what it takes to fit; '' where there is nothing to say."""
+    if room is None:
+        return ''
+    if total > room:
+        return f'{gb(total)} of {gb(room)}'
+    if on.platform == 'gpu' and total > _SHARE * room:
+        return 'JAX takes three quarters of a GPU: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.97'
+    return ''
 
 
 def _shortened(message: str) -> str:

@@ -79,7 +79,8 @@ def verdict(plan: dict[str, Any]) -> str:
     if plan['fits'] is None:
         return f'not known: it takes {gb(total)} a device'
     if plan['fits']:
-        return f'yes: {gb(total)} of {gb(plan["room"])} a device'
+        note = f'; {plan["why"]}' if plan['why'] else ''
+        return f'yes: {gb(total)} of {gb(plan["room"])} a device{note}'
     return f'no: {plan["why"]}'
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -220,10 +221,11 @@ def test_the_cache_of_generation():
     assert found['token'] == 2 * 2 * 16 * 4  # Keys and values of two layers, K = 16, float32.
 
 
-def test_the_command_writes_a_plan_that_stands_alone(tmp_path):
+def test_the_command_writes_a_plan_that_stands_alone(tmp_path, monkeypatch):
     workdir = tmp_path / 'plan'
+    monkeypatch.setattr(plan_sweep, 'variants', lambda config, on: [config])
     options = arguments(tmp_path / 'nowhere.txt', workdir, mesh__fsdp=2, data__batch_size=8)
-    done = call([*options, '--mode=plan', '--topology=cpu:2', '--price=2'])
+    done = call([*options, '--mode=plan', '--topology=cpu:2', '--sweep'])
     assert done.code == 0, done
     for words in ('does it fit', 'yes: ', 'all-gather', 'FLOPs of a step', str(workdir)):
         assert words in done.out
@@ -233,7 +235,34 @@ def test_the_command_writes_a_plan_that_stands_alone(tmp_path):
     page = (workdir / 'plan.html').read_text()
     assert '<script' not in page
     assert 'src=' not in page
-    assert '| parameters |' in (workdir / 'plan.md').read_text()
+    text = (workdir / 'plan.md').read_text()
+    assert '| parameters |' in text
+    assert '## What was tried' in text
+    assert len(found['sweep']) == 1
+
+
+def test_what_fits_a_gpu():
+    gpu = SimpleNamespace(platform='gpu', device_kind='NVIDIA H200')
+    on = plan.Target('h200', [gpu])
+    assert plan._why(100e9, on.memory, on) == ''
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in plan._why(110e9, on.memory, on)
+    assert plan._why(150e9, on.memory, on) == '150 GB of 141 GB'
+
+
+def test_what_the_compiler_says_does_not_fit(sharded, tmp_path):
+    words = (
+        'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. '
+        'Used 20.01G of 15.75G hbm. Exceeded hbm capacity by 4.26G.\n\nTotal hbm usage >= 20.27G:\n'
+    )
+    why = plan._shortened(words)
+    assert why == 'Used 20.01G of 15.75G hbm.'
+    held = {kind: sharded['memory'][kind] for kind in ('parameters', 'optimizer', 'batch')}
+    known = {key: sharded[key] for key in sharded if key not in ('buffers', 'collectives', 'moved')}
+    flops_of = {'program': sharded['flops']['program']}
+    found = known | {'fits': False, 'why': why, 'memory': held, 'flops': flops_of}
+    plan_report.write(tmp_path, found)
+    assert f'no: {why}' in plan_report.lines(found)
+    assert f'no: {why}' in (tmp_path / 'plan.html').read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
     python -m pip install -e '.[plan]'
     python -m experiments.plan --output=experiments/plan/results.jsonl
 
-Each is a line of JSON, without the longest lists. README.md says what came out.
+Each is a line of JSON, with the five largest arrays and collectives. README.md says what came out.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from lm import config as configs  # noqa: E402
 from lm import plan  # noqa: E402
 from lm.environment import environment  # noqa: E402
 
+MOST = 5  # Of arrays and collectives.
 # What one device, or a few, cannot hold at once goes through in more parts.
 CASES = (
     ('gpt2_124m', 'v5e:4x4', {}),
@@ -38,6 +39,8 @@ def run(name: str, topology: str, changes: dict) -> dict:
     configs.put(config, changes)
     started = time.perf_counter()
     found = plan.plan(configs.parse(config), plan.target(topology))
+    for key in ('buffers', 'collectives'):
+        found[key] = found.get(key, [])[:MOST]
     return {
         'config': name,
         'changes': changes,
