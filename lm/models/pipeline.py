@@ -146,8 +146,10 @@ def check(config: ModelConfig, mesh: Mesh) -> None:
         stacks.append((name, getattr(config, name), config.encoder_attention))
     for name, number, pattern in stacks:
         kinds = len(attention.parse_pattern(pattern))
+        if config.experts:
+            kinds = math.lcm(kinds, config.expert_every)
         if number % (pieces := stages * repeats * kinds):
-            times = f' x {kinds} masks of {pattern}' if kinds > 1 else ''
+            times = f' x {kinds} layers, after which the pattern begins anew' if kinds > 1 else ''
             raise InputError(
                 f'config.model.{name} = {number} cannot be divided by {pieces} (mesh.stage {stages} x '
                 f'config.model.pipeline_repeats {repeats}{times}). The nearest that can: '

@@ -303,7 +303,7 @@ def test_rows_that_are_no_micro_batches_go_through_layers_in_turn():
     [
         ({'num_layers': 5}, r'num_layers = 5 cannot be divided by 2 \(.* can: 4'),
         ({'pipeline_repeats': 4}, r'num_layers = 4 cannot be divided by 8 .* can: 8'),
-        ({'attention': ['causal', 'full', 'causal', 'full']}, 'x 4 masks of .* can: 8'),
+        ({'attention': ['causal', 'full', 'causal', 'full']}, 'x 4 layers, after which .* can: 8'),
         (
             {'architecture': 'encoder_decoder', 'encoder_layers': 3},
             'encoder_layers = 3 cannot be divided by 2',
