@@ -24,8 +24,6 @@ CASES = {
     'dense': {},
     'top 1 of 8': {'router': 'softmax', 'experts_per_token': 1},
     'top 2 of 8': {'mlp_dim': WIDTH // 2},
-    'top 2 of 8, capacity 1.25': {'mlp_dim': WIDTH // 2, 'expert_dispatch': 'capacity'},
-    'top 2 of 8, no balance loss': {'mlp_dim': WIDTH // 2, 'balance_loss': 0.0},
 }
 TEXT = 'data:warandpeace/input.txt.gz'
 
