@@ -96,7 +96,8 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
             augmenter.check(part.data, text, spec.vocabulary)
         made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
     _check_evaluated(config)
-    backend.keep_compiled(features.cache_dir(config.data) / 'xla')
+    if set(device_mesh.devices.flat) <= set(jax.devices()):  # What is not here is only planned for.
+        backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
         config.schedule, config.optimizer.learning_rate, config.train.steps
     )
