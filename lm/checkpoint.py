@@ -10,6 +10,7 @@ the next step's donation waits for and Python does not; one thread of this proce
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -30,6 +31,9 @@ from orbax.checkpoint import checkpoint_managers as managers
 from lm import mesh, tree
 from lm.config import CheckpointConfig, digest
 from lm.errors import InputError
+
+# Fields of the state that checkpoints once did not have.
+_LATER = ('precision',)
 
 
 def _snapshot(state: Any, fingerprint: Callable[[Any], jax.Array]) -> Any:
@@ -254,11 +258,25 @@ class Checkpoints:
     def _read(self, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
         # Without a sharding Orbax would take that of the hosts that saved it.
         fingerprint = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_replicated(shapes))
-        target = {'state': shapes, 'fingerprint': fingerprint}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-        )
-        restored = _on_all_hosts(lambda: self._manager.restore(step, args=args))
+
+        def restore(state: Any) -> Any:
+            target = {'state': state, 'fingerprint': fingerprint}
+            args = ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+            )
+            return self._manager.restore(step, args=args)
+
+        def restored_any() -> Any:
+            try:
+                return restore(shapes)
+            except ValueError:
+                if not (older := _as_older(shapes)):
+                    raise
+                found = restore(older)
+                state = dataclasses.replace(shapes, **found['state']['state'])
+                return {'state': found['state'] | {'state': state}, 'data': found['data']}
+
+        restored = _on_all_hosts(restored_any)
         state, data = restored['state']['state'], dict(restored['data'])
         same = int(self._fingerprint.result()(state)) == int(restored['state']['fingerprint'])
         if not same or data.pop('digest') != digest(data):
@@ -332,6 +350,16 @@ def _ignore_late_futures() -> None:
             earlier(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _as_older(shapes: Any) -> dict[str, Any]:
+    """Returns a state's fields without those that older checkpoints lack; {} where they hold anything."""
+    if not all(
+        hasattr(shapes, name) and not jax.tree.leaves(getattr(shapes, name)) for name in _LATER
+    ):
+        return {}
+    fields = (field.name for field in dataclasses.fields(shapes))
+    return {name: getattr(shapes, name) for name in fields if name not in _LATER}
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from lm.config import flatten, load
-from lm.errors import InputError, RunStopped, nearest
+from lm.errors import TRY_AGAIN, InputError, RunStopped, TryAgain, nearest
 
 # What the system may refuse, whatever the program was writing or reading.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -44,6 +44,8 @@ def as_line(error: BaseException) -> tuple[str, int] | None:
         return str(error), 2
     if isinstance(error, RunStopped):
         return str(error), 1
+    if isinstance(error, TryAgain):
+        return str(error), TRY_AGAIN
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         place = f"'{error.filename}': " if error.filename else ''
         return f'{place}{error.strerror}' + '.' * bool(place), 2

@@ -41,5 +41,13 @@ def lookup(table: Mapping[str, Any], name: str, place: str) -> Any:
     return table[name]
 
 
+# The exit code of what a later start may go through with: that of sysexits.h's EX_TEMPFAIL.
+TRY_AGAIN = 75
+
+
+class TryAgain(RuntimeError):
+    """What was not there in time, such as another host: one line, and exit code 75 (`TRY_AGAIN`)."""
+
+
 class RunStopped(RuntimeError):
     """A run that cannot go on by itself, such as one that diverged: one line, exit code 1."""

@@ -33,6 +33,8 @@ def _of(equation: Any) -> float:
             * math.prod(equation.outvars[0].aval.shape)
             * math.prod(left.shape[i] for i in summed)
         )
+    if name == 'ragged_dot_general':
+        return _of_groups(equation)
     if name == 'conv_general_dilated':
         kernel, axes = equation.invars[1].aval.shape, given['dimension_numbers'].rhs_spec
         each = math.prod(kernel) // kernel[axes[0]]  # All but the features that come out.
@@ -51,6 +53,17 @@ def _of(equation: Any) -> float:
     elif name == 'shard_map':
         times = given['mesh'].size  # What is inside is of one device.
     return times * sum(count(part) for part in _parts(given))
+
+
+def _of_groups(equation: Any) -> float:
+    """Each row goes through the matrix of its group alone, and is once in a sum over a group's rows."""
+    left, right = (each.aval.shape for each in equation.invars[:2])
+    numbers = equation.params['ragged_dot_dimension_numbers']
+    (summed, _), _ = numbers.dot_dimension_numbers
+    if set(numbers.lhs_ragged_dimensions) <= set(summed):  # [R, D] and [R, F] -> [E, D, F]
+        return 2.0 * math.prod(left) * math.prod(right) / math.prod(left[i] for i in summed)
+    # [R, D] and [E, D, F] -> [R, F]
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in summed)
 
 
 def _parts(given: dict[str, Any]) -> Iterator[Any]:

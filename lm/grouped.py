@@ -8,7 +8,7 @@ matrix a block at a time, in a loop that ends with the last row of any group: th
 import jax
 import jax.numpy as jnp
 
-from lm import matmul
+from lm import backend, matmul
 
 _ROWS = 128  # Of a block. Each block reads a whole matrix, and half of a group's last one is empty.
 
@@ -40,13 +40,13 @@ dot.defvjp(_forward, _backward)
 
 
 def _products(x: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
-    form = products_in_blocks if jax.default_backend() == 'cpu' else products_ragged
+    form = products_in_blocks if backend.platform() == 'cpu' else products_ragged
     return form(x, kernel, sizes).astype(x.dtype)
 
 
 def _outer(a: jax.Array, b: jax.Array, sizes: jax.Array) -> jax.Array:
     """Returns float32 `[E, D, F]`, of each group the sum of its rows' outer products."""
-    form = outer_in_blocks if jax.default_backend() == 'cpu' else outer_ragged
+    form = outer_in_blocks if backend.platform() == 'cpu' else outer_ragged
     return form(a, b, sizes)
 
 
@@ -55,7 +55,9 @@ def _outer(a: jax.Array, b: jax.Array, sizes: jax.Array) -> jax.Array:
 
 def products_ragged(x: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
     """Returns float32 `[R, F]`."""
-    return jax.lax.ragged_dot(x, kernel, sizes, preferred_element_type=jnp.float32)
+    y = jax.lax.ragged_dot(x, kernel, sizes, preferred_element_type=jnp.float32)
+    # What a TPU's kernel leaves in the rows after the last group's is whatever was there.
+    return jnp.where((jnp.arange(len(x)) < jnp.sum(sizes))[:, None], y, 0)
 
 
 def outer_ragged(a: jax.Array, b: jax.Array, sizes: jax.Array) -> jax.Array:

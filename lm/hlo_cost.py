@@ -133,7 +133,10 @@ def _moved(module: Module, computation: Computation, one: Instruction) -> int:
         return 0
     operands = [_slow(operand.arrays) for operand in computation.operands(one)]
     written = _slow(one.arrays)
-    if one.op in ('copy-start', 'slice-start'):
+    if one.op == 'slice-start':
+        source, part = one.arrays[:2]
+        return part.bytes * ((not source.fast) + (not part.fast))
+    if one.op == 'copy-start':
         return 2 * min(_slow(one.arrays[:1]), _slow(one.arrays[1:2])) or max(
             _slow(one.arrays[:1]), _slow(one.arrays[1:2])
         )
@@ -142,44 +145,61 @@ def _moved(module: Module, computation: Computation, one: Instruction) -> int:
     if one.op in ('dynamic-update-slice', 'scatter'):
         return 2 * operands[1 if one.op == 'dynamic-update-slice' else -1]
     if one.op == 'fusion':
-        return _moved_by_fusion(module.computations[one.called['calls'][0]], operands, written)
+        return _moved_by_fusion(module, one, operands)
     return sum(operands) + written
 
 
-def _moved_by_fusion(inside: Computation, operands: Sequence[int], written: int) -> int:
-    users = defaultdict(list)
-    for one in inside.instructions.values():
-        for name in one.operands:
-            users[name].append(one)
-    read = 0
-    for parameter, whole in zip(inside.parameters, operands, strict=True):
-        by = users[parameter.name]
-        while len(by) == 1 and by[0].op in ('bitcast', 'copy'):
-            by = users[by[0].name]
-        if by and all(one.op in ('dynamic-slice', 'slice', 'gather') for one in by):
-            whole = min(whole, sum(_all(one.arrays) for one in by))
-        elif by and all(
-            one.op == 'dynamic-update-slice' and _onto(inside, one, parameter) for one in by
-        ):
-            whole = 0
-        read += whole
+def _moved_by_fusion(module: Module, one: Instruction, operands: Sequence[int]) -> int:
+    inside = module.computations[one.called['calls'][0]]
+    read = sum(
+        _read(module, inside, parameter, whole)
+        for parameter, whole in zip(inside.parameters, operands, strict=True)
+        if whole
+    )
     root = inside.instructions[inside.root]
-    roots = inside.operands(root) if root.op == 'tuple' else [root]
-    for one in roots:
-        while one.op in ('bitcast', 'copy'):
-            [one] = inside.operands(one)
-        if one.op == 'dynamic-update-slice':
-            whole, part = (_all(operand.arrays) for operand in inside.operands(one)[:2])
-            written -= min(written, max(0, whole - 2 * part))
-    return read + written
+    roots = inside.operands(root) if root.op == 'tuple' else [root] * len(one.arrays)
+    return read + sum(
+        _written(module, inside, made, array.bytes)
+        for made, array in zip(roots, one.arrays, strict=True)
+        if not array.fast
+    )
 
 
-def _onto(inside: Computation, update: Instruction, parameter: Instruction) -> bool:
-    """Whether an update writes onto a parameter."""
-    target = inside.instructions[update.operands[0]]
-    while target.op in ('bitcast', 'copy'):
-        [target] = inside.operands(target)
-    return target is parameter
+def _read(module: Module, inside: Computation, given: Instruction, whole: int) -> int:
+    """Returns how many of the `whole` bytes of an array of a fusion are read, by what they are used for."""
+    if given.name == inside.root:
+        return whole
+    total = 0
+    for user in inside.instructions.values():
+        for place, name in enumerate(user.operands):
+            if name == given.name:
+                total += _read_by(module, inside, user, place, whole)
+    return min(whole, total)
+
+
+def _read_by(module: Module, inside: Computation, user: Instruction, place: int, whole: int) -> int:
+    if user.op in ('bitcast', 'copy'):
+        return _read(module, inside, user, whole)
+    if user.op in ('dynamic-slice', 'slice', 'gather') and place == 0:
+        return _all(user.arrays)
+    if user.op == 'dynamic-update-slice' and place == 0:
+        return 0  # It is written in its place.
+    if user.op == 'fusion':
+        called = module.computations[user.called['calls'][0]]
+        return _read(module, called, called.parameters[place], whole)
+    return whole
+
+
+def _written(module: Module, inside: Computation, made: Instruction, whole: int) -> int:
+    """Returns how many bytes of a result of a fusion are written: of an update the part."""
+    while made.op in ('bitcast', 'copy'):
+        [made] = inside.operands(made)
+    if made.op == 'dynamic-update-slice':
+        return min(whole, _all(inside.operands(made)[1].arrays))
+    if made.op == 'fusion' and isinstance(made.shape, Array):
+        called = module.computations[made.called['calls'][0]]
+        return _written(module, called, called.instructions[called.root], whole)
+    return whole
 
 
 def _slow(arrays: Iterable[Array]) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from lm import command, watch
-from lm.errors import InputError
+from lm.errors import InputError, TryAgain
 from lm.watch import Limits, Place
 
 # What collectives and JAX's own messages say when it is another process that is gone.
@@ -48,6 +48,7 @@ def find(address: str, count: int | None, index: int | None, limits: Limits) -> 
 
     Raises:
         InputError: something is not said, and cannot be found out.
+        TryAgain: what would say it does not answer in time.
     """
     from jax._src.clusters import ClusterEnv  # What `jax.distributed.initialize` asks.
 
@@ -55,9 +56,11 @@ def find(address: str, count: int | None, index: int | None, limits: Limits) -> 
     count = _number('JAX_NUM_PROCESSES') if count is None else count
     index = _number('JAX_PROCESS_ID') if index is None else index
     try:
-        asked = address or None, count, index, None, None, int(limits.join)
+        asked = address or None, count, index, _devices(), None, int(limits.join)
         *found, devices = ClusterEnv.auto_detect_unset_distributed_params(*asked)
-    except Exception as error:  # Whatever a cluster's own interface raises.
+    except (RuntimeError, OSError) as error:  # It does not answer, or knows no such host yet.
+        raise TryAgain(f'--distributed: {" ".join(str(error).split())}') from None
+    except Exception as error:  # Whatever else a cluster's own interface raises.
         raise InputError(f'--distributed: {" ".join(str(error).split())}') from None
     flags = ('coordinator=HOST:PORT', 'processes=N', 'process=I')
     missing = [f'--{flag}' for flag, value in zip(flags, found, strict=True) if value is None]
@@ -74,6 +77,12 @@ def find(address: str, count: int | None, index: int | None, limits: Limits) -> 
             f'--process={place.index} of --processes={place.count}: they are 0 to {place.count - 1}.'
         )
     return place, devices
+
+
+def _devices() -> list[int] | None:
+    """Returns the devices that this process is told to take; None: those that the cluster says, or all."""
+    told = os.environ.get('JAX_LOCAL_DEVICE_IDS', '')
+    return [int(number) for number in told.split(',')] if told else None
 
 
 def _number(name: str) -> int | None:
@@ -102,17 +111,26 @@ def joined(place: Place, devices: Any, limits: Limits) -> Iterator[None]:
     _member = watch.Member(place, limits, socket.gethostname(), _last_step)
     same('code', _code())
     _join_jax(place, limits, devices)
+    stopped = None
     try:
         yield
-        jax.distributed.shutdown()
+    except SystemExit as error:  # As all others do.
+        stopped = error
     except Exception as error:
         if not command.as_line(error):
             _fail(error)
+        raise
+    try:
+        jax.distributed.shutdown()
+    except Exception as error:
+        _fail(error)
         raise
     _member.bye()
     _member = None
     if hub:  # Others would miss it.
         hub.wait(limits.silence)
+    if stopped:
+        raise stopped
 
 
 def _join_jax(place: Place, limits: Limits, devices: Any) -> None:
@@ -131,8 +149,11 @@ def _join_jax(place: Place, limits: Limits, devices: Any) -> None:
             initialization_timeout=int(limits.join) + 1,
             # Later than `lm.watch`, which says who it is.
             heartbeat_timeout_seconds=int(4 * limits.silence) + 60,
+            shutdown_timeout_seconds=int(limits.stall),  # Process 0 writes the report meanwhile.
         )
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
+        raise TryAgain(f'--distributed: JAX: {" ".join(str(error).split())}') from None
+    except ValueError as error:
         raise InputError(f'--distributed: JAX: {" ".join(str(error).split())}') from None
 
 
@@ -204,6 +225,16 @@ def reached(step: int | None = None) -> None:
     if _member:
         _member.marks += 1
         _member.step = _member.step if step is None else step
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[None]:
+    """Is around the loop: only inside of it a process that stands still is one that hangs."""
+    if _member:
+        _member.takes_steps = True
+    yield
+    if _member:
+        _member.takes_steps = False
 
 
 def same(what: str, facts: Mapping[str, Any]) -> None:

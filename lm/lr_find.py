@@ -60,10 +60,13 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
         for step in range(total):
             item = next(items)
             state, metrics = steps.train(state, item.batch, runs.shares(run, item))
-            loss, rate = float(metrics['loss']), float(learning_rate(step))
+            loss, skipped = float(metrics['loss']), int(metrics['skipped'])
             if not math.isfinite(loss):
                 break
-            points.append((rate, loss))
+            # A step that is skipped (float16) does not move the schedule.
+            rate = float(learning_rate(step + (metrics['skipped_in_a_row'] > 0) - skipped))
+            if not metrics['skipped_in_a_row']:
+                points.append((rate, loss))
             progress.update(step + 1, loss=loss, learning_rate=rate)
             if loss > points[0][1] and loss > DIVERGED * min(loss for _, loss in points):
                 break

@@ -492,6 +492,9 @@ MODES: dict[str, Callable[[], None]] = {
 
 def main(arguments: list[str]) -> None:
     """Runs the mode that the flags name; bad input is one line and exit code 2."""
+    with command.errors_as_lines():
+        command.no_more(arguments)
+        run = lookup(MODES, _MODE.value, '--mode')
     with contextlib.ExitStack() as stack:
         asked = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
         if _DISTRIBUTED.value or asked != ('', None, None):
@@ -502,8 +505,7 @@ def main(arguments: list[str]) -> None:
             stack.enter_context(hosts.joined(*hosts.find(*asked, limits), limits))
         else:
             stack.enter_context(command.errors_as_lines())
-        command.no_more(arguments)
-        lookup(MODES, _MODE.value, '--mode')()
+        run()
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -10,9 +10,11 @@ All is computed from bytes a device by kind, wherever those come from:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lm.config import RESUMABLE, Config
+from lm.mesh import ROWS
 
 # What FSDP shards.
 STATE = ('parameters', 'optimizer', 'average', 'gradients')
@@ -168,7 +170,7 @@ def _evaluate_less(
 
 def _rows(mesh: Mapping[str, int]) -> int:
     """Into how many parts the rows of a batch are split."""
-    return mesh['data'] * mesh['fsdp']
+    return math.prod(mesh.get(axis, 1) for axis in ROWS)
 
 
 def _least(choices: Sequence[int], limit: int | None, needed: Callable[[int], float]) -> int:

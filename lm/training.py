@@ -176,6 +176,7 @@ class Loop:
             _stop_on_signal(self.stop),
             jax.set_mesh(self.run.mesh),
             self.profiler,
+            hosts.steps(),
         ):
             if step and self.evaluates(step) and mesh.agree(main and step not in done):
                 self.evaluate(state, step)  # A stop came before it.

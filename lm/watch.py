@@ -25,12 +25,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A host died, hangs or did not come: the same command may well succeed. (EX_TEMPFAIL of sysexits.h.)
-TRY_AGAIN = 75
-_GRACE = (
-    2.0  # Seconds that process 0 has to find the same mistake itself; and to tell all of an end.
-)
+from lm.errors import TRY_AGAIN
+
+# Seconds that process 0 has to find the same mistake itself; and to tell all of an end.
+_GRACE = 2.0
 _SHOWN = 3  # Differences that a line names.
+_KINDS = ('beat', 'told', 'facts', 'error', 'bye')  # What processes say, besides hello.
 
 
 class Place(NamedTuple):
@@ -160,24 +160,31 @@ class Hub:
         for kind, *values in messages:
             if kind == 'hello' and len(values) == 3:
                 self._hello(member, *values)
-            elif member[1] is not None:
+            elif member[1] is not None and kind in _KINDS:
                 self._heard[member[1]] = time.monotonic()
                 getattr(self, f'_on_{kind}')(member[1], *values)
 
     def _hello(self, member: list[Any], index: int, count: int, name: str) -> None:
+        if not isinstance(index, int) or not isinstance(count, int):  # No process of ours.
+            return
         self._names.setdefault(index, name)
+        told = ''
         if count != self._place.count:
-            self.end(f'host {name} is process {index} of {count}, and {self._name(0)}.', 2)
+            told = f'host {name} is process {index} of {count}, and {self._name(0)}.'
         elif index in self._lines:
-            self.end(f'hosts {self._names[index]} and {name} are both process {index}.', 2)
+            told = f'hosts {self._names[index]} and {name} are both process {index}.'
+        if told:
+            member[0].send('end', told, 2)
+            self.end(told, 2)
+            return
         member[1], self._lines[index] = index, member[0]
         self._heard[index] = now = time.monotonic()
         self._progress[index] = 0, now
         if len(self._lines) == self._place.count:
             self._to_all('told', 'names', [self._names[i] for i in range(self._place.count)])
 
-    def _on_beat(self, index: int, marks: int, step: int) -> None:
-        if marks != self._progress[index][0]:
+    def _on_beat(self, index: int, marks: int, step: int, takes_steps: bool) -> None:
+        if marks != self._progress[index][0] or not takes_steps:
             self._progress[index] = marks, time.monotonic()
         self._steps[index] = step
         self._lines[index].send('beat')
@@ -285,6 +292,7 @@ class Member:
         self._place, self.limits, self._last_step = place, limits, last_step
         self.name = name_of(name, place.index, place.count)
         self.marks, self.step = 0, 0
+        self.takes_steps = False  # Only then it may stand still no longer than `limits.stall`.
         self._told: dict[str, Any] = {}
         self._names = [place.hub[0]]
         self._changed = threading.Condition()
@@ -323,7 +331,7 @@ class Member:
                 self.end(f'{self.name} stood still for {now - looked:.0f} s: it stops.', TRY_AGAIN)
             looked = now
             if now - sent >= limits.interval:
-                self._lines.send('beat', self.marks, self.step)
+                self._lines.send('beat', self.marks, self.step, self.takes_steps)
                 sent = now
             self._lines.connection.settimeout(limits.interval / 2)
             messages = self._lines.receive()

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,35 @@ def shapes(state):
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
+
+
+@flax.struct.dataclass
+class State:
+    """A state as it is now; `older` is what one without `precision` was."""
+
+    params: jax.Array
+    ema: tuple
+    precision: dict
+
+
+def older(state):
+    return {'params': state.params, 'ema': state.ema}
+
+
+@pytest.mark.parametrize('precision', [{'loss_scale': ()}, {'loss_scale': jnp.float32(2)}])
+def test_a_checkpoint_from_before_a_field_was_there(tmp_path, precision):
+    state = State(jnp.arange(4.0), (), precision)
+    with Checkpoints(tmp_path, KEEP) as checkpoints:
+        checkpoints.save(1, older(state), {'next_index': 7}, None)
+        checkpoints.wait()
+    with Checkpoints(tmp_path, KEEP) as checkpoints:
+        if jax.tree.leaves(precision):  # It holds something that is needed.
+            with pytest.raises(InputError, match='can be read'):
+                checkpoints.restore(shapes(state))
+            return
+        step, found, data = checkpoints.restore(shapes(state))
+    assert (step, data['next_index'], found.precision) == (1, 7, precision)
+    np.testing.assert_array_equal(found.params, state.params)
 
 
 @jax.jit

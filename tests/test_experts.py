@@ -98,3 +98,23 @@ def test_routers_learn_from_the_term():
     router = gradient['layers']['block_1']['mlp']['router']['kernel']
     assert 'router' not in gradient['layers']['block_0']['mlp']
     assert np.abs(router).max() > 0
+
+
+def test_the_worst_layer_is_that_of_the_highest_load_whatever_its_tokens():
+    def stack(tokens, *loads):
+        each = {'tokens': jnp.full(len(loads), float(tokens)), 'load': tokens * jnp.array(loads)}
+        return {'mlp': each | {name: jnp.zeros(len(loads)) for name in ('loss', 'balance', 'z')}}
+
+    found = terms.loss.experts_sums({'encoder': stack(300, 1.5, 1.0), 'decoder': stack(100, 2.0)})
+    weight = 2 * 300 + 100
+    assert found['worst_load'] / weight == 2.0
+    assert found['load'] / weight == (300 * 2.5 + 100 * 2.0) / weight
+    assert 'tokens' not in found
+
+
+def test_each_layers_loss_counts_in_both_stacks():
+    c = make_config('seq2seq')
+    one = mesh.one_device()
+    with jax.set_mesh(one):
+        _, loss, _ = terms.build(c, VOCAB, one)
+    assert loss.coefficients['experts'] == 2 * (c.model.num_layers // c.model.expert_every)

@@ -54,3 +54,18 @@ def test_gradients_are_those_of_the_library(dtype):
     for a, b in zip(got, want, strict=True):
         a, b = (np.asarray(value, np.float32) for value in (a, b))
         np.testing.assert_allclose(a, b, atol=1e-5 if dtype == 'float32' else 0.05)
+
+
+def test_rows_of_no_group_are_zero_whatever_the_library_leaves_there(monkeypatch):
+    """On a TPU they are what was in memory."""
+    library = jax.lax.ragged_dot
+
+    def leaves_what_was_there(x, kernel, sizes, **options):
+        y = library(x, kernel, sizes, **options)
+        return jnp.where((jnp.arange(len(x)) < sizes.sum())[:, None], y, jnp.nan)
+
+    monkeypatch.setattr(jax.lax, 'ragged_dot', leaves_what_was_there)
+    x, kernel, sizes = draw(ROWS, INPUTS), draw(4, INPUTS, OUTPUTS), jnp.array([3, 0, 6, 1])
+    y = grouped.products_ragged(x, kernel, sizes)
+    assert jnp.all(y[10:] == 0)
+    assert jnp.all(jnp.isfinite(y))

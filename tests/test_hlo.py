@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import flops, hlo, hlo_cost, hlo_memory
+from lm import flops, grouped, hlo, hlo_cost, hlo_memory
 
 # A loop of 5 rounds: x [8, 16] times w [16, 16], gathered of four devices, and added up in place.
 LOOP = """HloModule jit_step, is_scheduled=true
@@ -93,6 +93,51 @@ def test_bytes_moved():
     counter = 3 * 4 + 2 * 4 + 1
     around = 4 * (2 * 8 * 16 + 8 * 16 + 1 + 1)  # A copy, and the sum.
     assert hlo_cost.moved(hlo.parse(LOOP)) == 5 * product + 5 * counter + around
+
+
+PARTS = """HloModule jit_parts, is_scheduled=true
+
+%pick (stack: f32[12,8,16], at: s32[]) -> f32[1,8,16] {
+  %stack = f32[12,8,16]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %none = s32[] constant(0)
+  ROOT %one = f32[1,8,16]{2,1,0} dynamic-slice(%stack, %at, %none, %none), dynamic_slice_sizes={1,8,16}
+}
+
+%twice (stacked: f32[12,8,16], place: s32[]) -> f32[8,16] {
+  %stacked = f32[12,8,16]{2,1,0} parameter(0)
+  %place = s32[] parameter(1)
+  %picked = f32[1,8,16]{2,1,0} fusion(%stacked, %place), kind=kLoop, calls=%pick
+  %flat = f32[8,16]{1,0} bitcast(%picked)
+  ROOT %sum = f32[8,16]{1,0} add(%flat, %flat)
+}
+
+%put (all: f32[12,8,16], new: f32[8,16], where: s32[]) -> f32[12,8,16] {
+  %all = f32[12,8,16]{2,1,0} parameter(0)
+  %new = f32[8,16]{1,0} parameter(1)
+  %where = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %row = f32[1,8,16]{2,1,0} bitcast(%new)
+  ROOT %update = f32[12,8,16]{2,1,0} dynamic-update-slice(%all, %row, %where, %zero, %zero)
+}
+
+ENTRY %main (x: f32[12,8,16], n: s32[]) -> f32[12,8,16] {
+  %x = f32[12,8,16]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %ahead = ((f32[12,8,16]{2,1,0}), f32[3,8,16]{2,1,0:S(1)}, s32[]) slice-start(%x), slice={[0:3], [0:8], [0:16]}
+  %near = f32[3,8,16]{2,1,0:S(1)} slice-done(%ahead)
+  %read = f32[8,16]{1,0} fusion(%x, %n), kind=kLoop, calls=%twice
+  ROOT %write = f32[12,8,16]{2,1,0} fusion(%x, %read, %n), kind=kLoop, calls=%put
+}
+"""
+
+
+def test_of_an_array_that_is_looked_at_in_part_the_part_moves():
+    part = 8 * 16 * 4
+    ahead = 3 * part  # From memory; where it goes is on the chip.
+    read = part + part + 4  # One of twelve, though a fusion is inside of a fusion; and the place.
+    write = part + part + 4  # What is new, where it goes, and the place.
+    assert hlo_cost.moved(hlo.parse(PARTS)) == ahead + read + write
 
 
 def test_what_is_in_memory_at_the_peak():
@@ -224,3 +269,10 @@ def test_gradients_of_data_parallel_rows_are_added_up_once():
 def test_what_is_no_program():
     with pytest.raises(ValueError, match='no ENTRY'):
         hlo.parse('hello')
+
+
+def test_rows_of_groups_go_through_one_matrix_each():
+    x, kernel, sizes = jnp.ones((12, 5)), jnp.ones((4, 5, 7)), jnp.array([3, 0, 6, 3])
+    products = 2 * 12 * 5 * 7
+    assert flops.of(grouped.products_ragged, x, kernel, sizes) == products
+    assert flops.of(grouped.outer_ragged, x, jnp.ones((12, 7)), sizes) == products

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import ClusterEnv
 
 import lm
-from lm import hosts, watch
-from lm.errors import InputError
+from lm import command, hosts, watch
+from lm.errors import TRY_AGAIN, InputError, TryAgain
 from lm.writer import read_metrics
 from tests import command_line
 from tests.processes import Processes, free_address
@@ -279,6 +280,22 @@ def test_slurm_says_who_is_who(monkeypatch):
     assert place.address == f'node003:{7 + 65535 - 2**12 + 1}'
     assert place.hub == ('node003', 7 + 65535 - 2**12 + 2)
     assert hosts.find('a:1', 9, None, LIMIT)[0] == ('a:1', 9, 3)
+    monkeypatch.setenv(
+        'JAX_LOCAL_DEVICE_IDS', '0,1,2,3'
+    )  # As lm.launch: a process for all of a node.
+    assert hosts.find('', None, None, LIMIT)[1] == [0, 1, 2, 3]
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again_later(monkeypatch):
+    def ask(*_):
+        raise RuntimeError('Failed to recognize coordinator address\nafter 300 s')
+
+    monkeypatch.setattr(ClusterEnv, 'auto_detect_unset_distributed_params', ask)
+    with pytest.raises(
+        TryAgain, match='Failed to recognize coordinator address after 300 s'
+    ) as error:
+        hosts.find('', None, None, LIMIT)
+    assert command.as_line(error.value)[1] == TRY_AGAIN == 75
 
 
 def test_the_environment_says_who_is_who(monkeypatch):

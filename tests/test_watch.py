@@ -19,6 +19,7 @@ place, limits = Place(address, count, index), Limits(*limits)
 if index == 0:
     Hub(place, limits)
 member = Member(place, limits, f'h{index}', lambda: newest_step(Path(options.get('folder', 'none'))))
+member.takes_steps = not options.get('rests')
 print('in', flush=True)
 member.same('config', {'seed': 0, **options.get('facts', {})})
 if 'error' in options:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import backend
 from lm.attention.block import PLAIN, Extras
 from lm.attention.masks import Causal, Full, Known, Mask
 
@@ -46,7 +47,7 @@ def attend(
         if positions is not None:
             allowed &= (k_positions >= 0)[:, None, None]
     dtype = query.dtype
-    if dtype == jnp.float16 and jax.default_backend() != 'gpu':
+    if dtype == jnp.float16 and backend.platform() != 'gpu':
         # JAX asks for a product of float16 by name here, which only GPUs have.
         query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     if extras.softcap is None:

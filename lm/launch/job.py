@@ -12,8 +12,8 @@ from lm.errors import InputError
 from lm.launch.machines import Machine
 
 # The exit code of a run that was asked to stop (SIGTERM) before its last step: the same command goes on
-# from there. It is sysexits.h's EX_TEMPFAIL, which a failure of Python or of JAX does not have.
-STOPPED = 75
+# from there, however often. None that fails has it, nor one that lost another host (`lm.errors.TRY_AGAIN`).
+STOPPED = 77
 
 # Where buckets are mounted on each host.
 MOUNTS = '/mnt/lm'
@@ -181,8 +181,8 @@ def on_google_cloud(job: Job, tool: str) -> None:
 def final_codes(job: Job) -> tuple[int, ...]:
     """Returns the exit codes after which a restart would end in the same way.
 
-    2 is what a person got wrong. 1 is a bug or a run that diverged, but of several hosts also how those end
-    whose neighbour was taken away.
+    2 is what a person got wrong. 1 is a bug or a run that diverged, but of several hosts also how one may
+    end that was the first to note that its neighbour was taken away.
     """
     return (1, 2) if job.hosts == 1 else (2,)
 

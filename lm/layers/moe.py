@@ -127,12 +127,14 @@ def statistics(
     - `loss`: what is minimised, `balance_loss` times the next and `router_z_loss` times the one after;
     - `balance`, 1 if loads are even in each row, and `z`;
     - `load`: the busiest expert's divided by the mean, in this batch (with accumulation, in its part);
-    - `dropped`: the part of choices that found no room; of expert choice that of tokens which none took.
+    - `dropped`: the part of choices that found no room; of expert choice that of tokens which none took;
+    - `tokens`: 1.
     """
     tokens = jnp.sum(valid).astype(jnp.float32)
     each = jax.lax.stop_gradient(jnp.sum(load, axis=0))  # [E]
     by_token = routers.router(config).by_token
     found = {
+        'tokens': tokens,
         'balance': routers.balance(logits, load, valid) if by_token else tokens,
         'z': routers.z(logits, valid),
         'load': tokens * jnp.max(each) / jnp.maximum(jnp.mean(each), 1e-6),

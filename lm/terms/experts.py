@@ -41,6 +41,8 @@ def added(loss: Loss, config: Config, streams: bool) -> Loss:
 
     # The mean over layers, times them: each layer's own loss counts.
     depth = _layers(model, model.num_layers)
+    if model.architecture == 'encoder_decoder':
+        depth += _layers(model, model.encoder_layers or model.num_layers)
     return dataclasses.replace(
         loss, weights=weights, coefficients=loss.coefficients | {TERM: float(depth)}
     )

@@ -147,7 +147,8 @@ def experts_sums(sown: Any) -> dict[str, jax.Array]:
     for path, leaf in zip(tree.paths(sown), jax.tree.leaves(sown), strict=True):
         found[path.rpartition('/')[2]].append(leaf.reshape(-1))
     each = {name: jnp.concatenate(leaves) for name, leaves in found.items()}  # [layers]
-    worst = len(each['load']) * jnp.max(each['load'])
+    tokens = each.pop('tokens')
+    worst = jnp.sum(tokens) * jnp.max(each['load'] / jnp.maximum(tokens, 1.0))
     return {name: jnp.sum(values) for name, values in each.items()} | {'worst_load': worst}
 
 

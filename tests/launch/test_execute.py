@@ -200,7 +200,7 @@ def test_a_tpu_that_was_taken_away_is_asked_for_again(tools, tmp_path):
     queue = ['', 'ACTIVE', 'SUSPENDING', 'SUSPENDED', '', 'ACTIVE', 'ACTIVE', '', 'ACTIVE']
     node = ['READY', 'READY', 'PREEMPTED', 'READY']
     # The connection is lost; the hosts are asked to stop, and save; then all ends.
-    folder, error = keep(tools, tmp_path, [255, 75, 0], queue, node)
+    folder, error = keep(tools, tmp_path, [255, 77, 0], queue, node)
     assert error is None
     assert steps(folder) == [
         *('create', 'scp', 'train', 'delete'),
@@ -274,7 +274,7 @@ def host(tmp_path):
     Path(f'/dev/shm/lm-{name}.pid').unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(('code', 'ends'), [(2, 102), (75, 75)])
+@pytest.mark.parametrize(('code', 'ends'), [(2, 102), (77, 77)])
 def test_a_host_ends_as_training_ends_whoever_looks_on(host, code, ends):
     def look() -> subprocess.Popen:
         command = ['bash', str(host / 'host.sh')]
@@ -302,8 +302,10 @@ def test_a_host_ends_as_training_ends_whoever_looks_on(host, code, ends):
     [
         (0, 0, False, 0),
         (2, 0, False, 2),
-        (75, 0, True, 0),
-        (75, 99, True, 0),
+        (77, 0, True, 0),
+        (77, 99, True, 0),
+        (75, 2, True, 0),
+        (75, 3, False, 75),
         (134, 2, True, 0),
         (134, 3, False, 134),
         (1, 0, True, 0),

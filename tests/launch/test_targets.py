@@ -81,7 +81,7 @@ def check_command(target: str, job: launch.Job) -> None:
     given = words[3:end]
     assert given[0] == '--config=configs/gpt2_124m.py'
     assert given[1] == f'--workdir={job.path}'
-    assert given[-3:] == ['--stopped_code=75', *job.overrides]
+    assert given[-3:] == ['--stopped_code=77', *job.overrides]
     assert ('--distributed' in given) == (job.hosts > 1)
     # Who the others are is said where JAX cannot find out by itself.
     said = [each.partition('=')[0] for each in given if re.match('--(coordinator|process)', each)]
