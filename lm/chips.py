@@ -60,6 +60,7 @@ CHIPS = (
     Chip('H200', 990e12, 495e12, 141e9, 4800e9, 450e9, f'{_NVIDIA}h200/'),
     Chip('H100', 990e12, 495e12, 80e9, 3350e9, 450e9, f'{_NVIDIA}h100/'),
     Chip('A100', 312e12, 156e12, source=f'{_NVIDIA}a100/'),
+    Chip('L40S', 362e12, 183e12, source=f'{_NVIDIA}l40s/'),
     Chip('L40', 181e12, 90.5e12, source=f'{_NVIDIA}l40/'),
     Chip('L4', 121e12, 60e12, source=f'{_NVIDIA}l4/'),
     Chip('T4', 65e12, source=f'{_NVIDIA}tesla-t4/'),

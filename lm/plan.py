@@ -255,7 +255,7 @@ def estimate(run: Run, on: Target, found: dict[str, Any]) -> dict[str, Any]:
     """Returns the roofline of a compiled step: seconds, MFU, tokens a day, chip-hours, cost.
 
     `seconds` of products, memory and links are each as if nothing else took time; `step` is the largest of
-    them: all three at once. Nothing is said where a peak is not known, as of a CPU.
+    them: all three at once. Nothing is said where a peak is not known, as of a CPU, or of 8 bits.
     """
     chip, tokens = on.chip, found['tokens']
     per_token = flops_per_token(run)
@@ -264,7 +264,9 @@ def estimate(run: Run, on: Target, found: dict[str, Any]) -> dict[str, Any]:
     if 'device' not in found['flops']:
         return made
     made['intensity'] = found['flops']['device'] / max(found['moved'], 1)
-    peak = chip.peak(run.config.model.dtype) if chip else None
+    # Products of 8 bits have peaks of their own, which are not in the table.
+    known = chip and run.config.model.matmul == 'same'
+    peak = chip.peak(run.config.model.dtype) if known else None
     if not chip or not peak or not chip.bandwidth:
         return made
     seconds = {
