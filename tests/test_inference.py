@@ -64,6 +64,8 @@ def test_the_report_has_the_keys_that_programs_read(workdir):
             'tasks',
             'corpora',
             'throughput',
+            'goodput',
+            'profile',
             'curves',
             'samples',
             'environment',
