@@ -5,10 +5,14 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm import matmul
 from lm.layers.products import PRODUCTS
 
+PRODUCT = (
+    'product'  # What policies of rematerialisation know results by, in the dtype that they have.
+)
 STDDEV = 0.02  # Of initial weights, as in GPT-2.
 
 
@@ -35,7 +39,6 @@ def affine(
 
 
 def _forward(x, kernel, bias, inputs, dtype):
-    # Not `affine`: policies of rematerialisation look for dot_general, and would not see into it.
     axes = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     y = matmul.dot(x, kernel.astype(x.dtype), axes)
     if bias is not None:
@@ -86,6 +89,6 @@ class Dense(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, self.features) if self.bias else None
         x = x.astype(self.dtype)
         if self.matmul == 'same':
-            return affine(x, kernel, bias, self.inputs)
+            return checkpoint_name(affine(x, kernel, bias, self.inputs), PRODUCT)
         y = PRODUCTS[self.matmul].function(self, x, kernel)
-        return (y if bias is None else y + bias).astype(self.dtype)
+        return checkpoint_name((y if bias is None else y + bias).astype(self.dtype), PRODUCT)

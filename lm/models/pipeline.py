@@ -38,6 +38,7 @@ from jax.sharding import PartitionSpec as P
 from lm import attention
 from lm.config import ModelConfig
 from lm.errors import InputError
+from lm.layers.dense import PRODUCT
 from lm.mesh import ROWS
 
 AXIS = 'stage'
@@ -326,14 +327,8 @@ def _keeps(remat: str, pieces: Any, plan: Schedule, depth: int) -> Callable[...,
     def everything(primitive: Any, *arrays: Any, **_: Any) -> bool:
         return primitive.name not in _FORMS or tuple(sorted(arrays[0].shape)) not in shapes
 
-    def dots(primitive: Any, *_: Any, **params: Any) -> bool:
-        """Products with parameters, which have one batch dimension here: the stages."""
-        if primitive.name == 'dot_general':
-            return len(params['dimension_numbers'][1][0]) <= 1
-        return params.get('name') == _GIVEN
-
-    given = jax.checkpoint_policies.save_only_these_names(_GIVEN)
-    return {'none': everything, 'dots': dots, 'full': given}[remat]
+    named = jax.checkpoint_policies.save_only_these_names
+    return {'none': everything, 'dots': named(_GIVEN, PRODUCT), 'full': named(_GIVEN)}[remat]
 
 
 def _each_stage(x: jax.Array, stages: int, rows_at: int | None = None) -> jax.Array:

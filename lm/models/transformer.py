@@ -18,7 +18,7 @@ from lm.errors import InputError, lookup
 from lm.layers import router
 from lm.layers.attention import head_sizes
 from lm.layers.block import Block, Group
-from lm.layers.dense import STDDEV, Dense
+from lm.layers.dense import PRODUCT, STDDEV, Dense
 from lm.layers.embed import Embed, sinusoids
 from lm.layers.norm import make_norm
 from lm.layers.position import POSITIONS, RelativeBias, rotary_angles, rotary_width
@@ -30,8 +30,9 @@ from lm.models import pipeline
 # What the backward pass keeps, as a policy of jax.checkpoint.
 REMATS = {
     'none': None,
-    # Products with parameters only: not the [T, S] logits of attention, which are most of the memory.
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Products with parameters only, as they are after rounding: not the [T, S] logits of attention, which
+    # are most of the memory.
+    'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 # What layers sow, by collection: of rows, or numbers that are sums over tokens.
