@@ -14,7 +14,7 @@ import ctypes
 import importlib.util
 import os
 import platform
-import resource
+import re
 from pathlib import Path
 
 # Parameters of mallopt(3), from glibc's malloc.h.
@@ -59,7 +59,7 @@ def share_one_arena() -> None:
 def keep() -> bool:
     """Keeps what is freed from now on, and returns whether it does: call it when a step has run."""
     libc = _glibc()
-    if not _prepared or libc is None or not _spare():
+    if not _prepared or libc is None or not _spare(_peak_bytes()):
         return False
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _PAD_BYTES}
     return all(libc.mallopt(name, value) for name, value in settings.items())
@@ -77,9 +77,17 @@ def _only_cpu() -> bool:
     return not any(importlib.util.find_spec(name) for name in _ACCELERATORS)
 
 
-def _spare() -> bool:
-    """Whether the machine, or the container, could hold this process several times."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _peak_bytes() -> int:
+    """Returns the most memory that this program has had.
+
+    Not `getrusage`, which tells a program that another one has started of that one's memory too.
+    """
+    status = Path('/proc/self/status').read_text()
+    return int(re.search(r'^Vm(?:HWM|RSS):\s*(\d+) kB$', status, re.MULTILINE)[1]) * 1024
+
+
+def _spare(peak: int) -> bool:
+    """Whether the machine, or the container, could hold a process of so many bytes several times."""
     return _LEAST_SPARE * peak <= machine_bytes()
 
 

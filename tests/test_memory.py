@@ -67,16 +67,25 @@ def test_nothing_is_kept_beside_an_accelerator(monkeypatch):
     assert memory._only_cpu()
 
 
-def test_nothing_is_kept_by_a_process_that_fills_the_machine(monkeypatch):
-    assert memory._spare()
-    monkeypatch.setattr(memory, '_LEAST_SPARE', 1e9)
-    assert not memory._spare()
+def test_nothing_is_kept_by_a_process_that_fills_the_machine():
+    assert memory._spare(memory.machine_bytes() // 4)
+    assert not memory._spare(memory.machine_bytes() // 3)
 
 
 def test_nothing_is_kept_by_a_process_that_fills_its_container(monkeypatch, tmp_path):
     limit = tmp_path / 'memory.max'
     monkeypatch.setattr(memory, '_CONTAINER_LIMITS', (limit, tmp_path / 'no_such_file'))
     limit.write_text('max\n')
-    assert memory._spare()
+    assert memory._spare(1_000_000)
     limit.write_text('1000000\n')
-    assert not memory._spare()
+    assert not memory._spare(1_000_000)
+
+
+def test_a_program_is_as_large_as_it_is_and_not_as_the_one_that_started_it():
+    program = 'from lm import memory; print(memory._peak_bytes())'
+    held = b'1' * 300_000_000
+    environment = os.environ | {'MALLOC_ARENA_MAX': '1'}
+    found = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, check=True, env=environment
+    )
+    assert 1_000_000 < int(found.stdout) < len(held) <= memory._peak_bytes()
