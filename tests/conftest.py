@@ -1,7 +1,9 @@
 """Tests run on CPU, with 8 virtual devices, and with a token cache of their own."""
 
+import ctypes
 import os
 import tempfile
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -42,6 +44,22 @@ def pytest_collection_modifyitems(items):
 # The same examples in each run, however slow the machine.
 hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('lm')
+
+
+# A compiled program takes three and more; a process may have 65,530 (Linux's vm.max_map_count), and ends
+# where it asks for another. With this many it also has more than a gigabyte.
+MOST_MAPS = 3_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _few_programs():
+    """Lets go of compiled programs when there are many, and of the memory that compiling them took."""
+    yield
+    maps = Path('/proc/self/maps')
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
+        if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
+            libc.malloc_trim(0)
 
 
 @pytest.fixture(scope='module')
