@@ -167,7 +167,8 @@ def compiled(run: Run, on: Target) -> dict[str, Any]:
         'flops': {'program': asked, 'device': max(hlo_cost.flops(module), asked / len(on.devices))},
         'moved': hlo_cost.moved(module),
         'collectives': [
-            dataclasses.asdict(one) for one in hlo_cost.collectives(module, dict(run.mesh.shape))
+            dataclasses.asdict(one) | {'source': _short(one.source)}
+            for one in hlo_cost.collectives(module, dict(run.mesh.shape))
         ],
     }
 
@@ -239,7 +240,7 @@ def _largest(live: list[hlo_memory.Buffer]) -> list[dict[str, Any]]:
     """Returns the largest of the arrays at the peak, those of one shape from one line together."""
     found: dict[tuple, list[int]] = {}
     for one in live:
-        key = (one.shape, one.source, _kind(one.op_name) or 'temporaries', one.op_name)
+        key = (one.shape, _short(one.source), _kind(one.op_name) or 'temporaries', one.op_name)
         total = found.setdefault(key, [0, 0])
         total[0] += 1
         total[1] += one.bytes
@@ -249,6 +250,15 @@ def _largest(live: list[hlo_memory.Buffer]) -> list[dict[str, Any]]:
         for key, (count, size) in found.items()
     ]
     return sorted(rows, key=lambda row: -row['bytes'])[:BUFFERS]
+
+
+def _short(source: str) -> str:
+    """Returns `lm/step.py:105` of the path of a line, wherever packages are installed."""
+    for folder in ('/lm/', '/site-packages/'):
+        before, found, rest = source.rpartition(folder)
+        if found:
+            return f'lm/{rest}' if folder == '/lm/' else rest
+    return source
 
 
 def estimate(run: Run, on: Target, found: dict[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _buffers(plan: dict[str, Any]) -> list[list[str]]:
             f'{one["count"]}',
             gb(one['bytes']),
             one['kind'],
-            _line(one['source']),
+            one['source'],
             _operation(one['op_name']),
         ]
         for one in plan.get('buffers', [])
@@ -191,7 +191,7 @@ def _collectives(plan: dict[str, Any]) -> list[list[str]]:
             f'{one["count"]}',
             gb(one['bytes']),
             gb(one['sent']),
-            _line(one['source']),
+            one['source'],
         ]
         for one in plan.get('collectives', [])
     ]
@@ -206,11 +206,6 @@ def _operation(op_name: str) -> str:
         if not re.search(r'\(|^(while|body|closed_call|checkpoint)$|^$', part)
     ]
     return '/'.join(dict.fromkeys(kept))
-
-
-def _line(source: str) -> str:
-    """Returns `lm/step.py:105` of a path."""
-    return f'lm/{source.rpartition("/lm/")[2]}' if '/lm/' in source else source
 
 
 def _markdown(plan: dict[str, Any], tried: Sequence[dict[str, Any]]) -> str:
