@@ -38,7 +38,7 @@ FLOORS = [
         *('likelihood', 'harness', 'corpus_report'),
         *('vocabulary_report', 'vocabulary_page'),
         *('plan', 'plan_inputs', 'plan_report', 'plan_sweep'),
-        *('run_page', 'out_of_memory'),
+        *('run_page', 'out_of_memory', 'model_flops'),
     },
     {'pretrained', 'launch'},
     {'main', 'corpus'},
