@@ -23,7 +23,7 @@ FLOORS = [
     {'terms', 'precision', 'step', 'decode', 'beam'},
     {
         'run',
-        'training',
+        *('training', 'loop', 'finish'),
         'perplexity',
         'translation',
         'back_translation',
