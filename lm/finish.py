@@ -8,7 +8,7 @@ import jax
 
 from lm import config as configs
 from lm import mesh, profile, report
-from lm import run as runs
+from lm import workdir as workdirs
 from lm.evaluate import measure
 from lm.inference import LanguageModel, chosen, parameters
 from lm.loop import Loop
@@ -21,8 +21,8 @@ def finish(loop: Loop, state: TrainState, step: int, seconds: float) -> dict[str
     run, config, workdir = loop.run, loop.config, loop.workdir
     finished = loop.ends(step) and not mesh.agree(loop.stop.is_set())
     event = 'finish' if finished else 'stop'
-    runs.add_history(workdir, event, step, seconds=round(seconds, 1))
-    history = runs.read_history(workdir)
+    workdirs.add_history(workdir, event, step, seconds=round(seconds, 1))
+    history = workdirs.read_history(workdir)
     params = evaluated_params(state)
     results, tasks, samples = {}, {}, []
     if finished:

@@ -1,17 +1,9 @@
-"""One run: a workdir, and everything that its config builds."""
+"""One run: everything that its config builds."""
 
 import contextlib
 import dataclasses
-import fcntl
-import json
-import os
-import re
-import shutil
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +23,7 @@ from lm import (
     vocabulary,
 )
 from lm import config as configs
+from lm import workdir as workdirs
 from lm.attention.masks import Mask, causal, full
 from lm.config import Config, DataConfig
 from lm.data import augmenter, blend, features, pipeline, source
@@ -41,10 +34,8 @@ from lm.models import ARCHITECTURES
 from lm.models import pipeline as stages
 from lm.objectives import OBJECTIVES
 from lm.step import Rates, Steps
-from lm.writer import atomic_write
 
 SPLITS = ('train', 'valid', 'test')
-LOCK = '.lock'  # In the workdir: who trains there.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,14 +303,14 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     Raises:
         InputError: the workdir's cannot be read, or none can be made of the config's text.
     """
-    if _present(workdir, *tokenizer.FILES, 'checkpoints'):
+    if workdirs.present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
     if jax.process_count() == 1:
         return train_tokenizer(config)
     if jax.process_index() == 0:
-        _new_tokenizer(workdir, train_tokenizer(config))
+        workdirs.new_tokenizer(workdir, train_tokenizer(config))
     mesh.barrier('tokenizer')  # The others read what the first has made.
-    text = tokenizer.load(workdir / '.tokenizer')
+    text = tokenizer.load(workdir / workdirs.NEW_TOKENIZER)
     mesh.barrier('tokenizer read')
     return text
 
@@ -435,162 +426,3 @@ def shares(run: Run, item: mixtures.Item) -> Rates:
     if not run.others or run.config.multitask.mode != 'joint':
         return None
     return {task: np.float32(item.rates[task]) for task in item.numbers}
-
-
-# ---------------------------------------------------------------------------------- the workdir
-
-
-def open_workdir(workdir: Path, config: Config) -> None:
-    """Makes the workdir, or checks that the one there is of the same config.
-
-    Raises:
-        InputError: the folder cannot be written, is not a run's, or belongs to another config; the
-            differing keys are named.
-    """
-    if '://' in str(workdir) or re.match(r'\w{2,}:/', str(workdir)):
-        raise InputError(
-            f"workdir '{workdir}' is not a path. Mount the bucket (gcsfuse) on every host, and give the "
-            'path where it is mounted.'
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = 'it is a file' if workdir.is_file() else error.strerror
-        raise InputError(f"workdir '{workdir}' cannot be made: {reason}.") from None
-    if not os.access(workdir, os.W_OK):
-        raise InputError(f"workdir '{workdir}' cannot be written: no permission.")
-    first = next(iter(read_history(workdir)), {})
-    if first.get('event', '').startswith(IMPORTED) and not first.get('trains'):
-        raise InputError(
-            f"workdir '{workdir}' was imported to be used as it is, and keeps no state of an optimizer. To "
-            'train it further import it again with what it is trained on, as in '
-            '--config.data.train=text:mine.txt.'
-        )
-    if (workdir / 'config.json').exists():
-        changed = {
-            key: values
-            for key, values in configs.differences(read_config(workdir), _as_json(config)).items()
-            if not configs.RESUMABLE.match(key)
-        }
-        if changed:
-            text = ', '.join(
-                f'{key} ({old!r} there, {new!r} now)' for key, (old, new) in changed.items()
-            )
-            raise InputError(
-                f"workdir '{workdir}' belongs to another config: {text}. Give another --workdir."
-            )
-    elif found := _present(workdir, *tokenizer.FILES, 'checkpoints', 'metrics.jsonl'):
-        raise InputError(
-            f"workdir '{workdir}' holds {found[0]} but no config.json, so it is not known what run that "
-            'is of. Give another --workdir.'
-        )
-
-
-def begin(workdir: Path, config: Config, text: tokenizer.Tokenizer) -> None:
-    """Writes `config.json` and the tokenizer, once nothing in the config has turned out to be wrong.
-
-    A start that failed leaves no config behind, so that the corrected one may have the same workdir.
-    """
-    if jax.process_index() != 0:
-        return
-    atomic_write(workdir / 'config.json', json.dumps(_as_json(config), indent=2) + '\n')
-    if not (workdir / text.file).exists():
-        made = _new_tokenizer(workdir, text)  # A kill leaves no half of it under its own name.
-        made.replace(workdir / text.file)
-        made.parent.rmdir()
-
-
-def _new_tokenizer(workdir: Path, text: tokenizer.Tokenizer) -> Path:
-    partial = workdir / '.tokenizer'
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    return text.save(partial)
-
-
-def _present(workdir: Path, *names: str) -> list[str]:
-    return [name for name in names if (workdir / name).exists()]
-
-
-def _as_json(config: Config) -> dict[str, Any]:
-    return json.loads(json.dumps(configs.to_dict(config)))
-
-
-def facts(config: Config) -> dict[str, Any]:
-    """Returns a config's values (JSON) by their keys, `model.num_layers`."""
-    return dict(configs.flatten(_as_json(config)))
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-    """Returns the workdir's `config.json`; keys that it was written without have their defaults.
-
-    Raises:
-        InputError: there is none, or it is not a JSON object.
-    """
-    path = workdir / 'config.json'
-    if not path.is_file():
-        what = 'it holds no config.json' if workdir.is_dir() else 'there is no such folder'
-        raise InputError(f"'{workdir}' is not the workdir of a run: {what}.")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"'{path}' is damaged, it is not JSON: {error}.") from None
-    if not isinstance(found, dict) or 'seed' not in found:
-        raise InputError(f"'{path}' is damaged, it is not the config of a run.")
-    return _filled(found, json.loads(json.dumps(configs.defaults())))
-
-
-def _filled(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config with the keys that came to `configs/base.py` after it was written."""
-    return found | {
-        key: _filled(found.get(key, {}), value) if isinstance(value, dict) and value else value
-        for key, value in defaults.items()
-        if key not in found or (isinstance(value, dict) and value)
-    }
-
-
-def lock(workdir: Path) -> contextlib.AbstractContextManager:
-    """Holds the workdir for this process until the context ends (or the process dies).
-
-    Of several hosts the first one holds it for all.
-
-    Raises:
-        InputError: another process is training in it.
-    """
-    if jax.process_index() != 0:
-        return contextlib.nullcontext()
-    file = open(workdir / LOCK, 'a')  # noqa: SIM115  held open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(
-            f"another process is training in workdir '{workdir}'. Wait, or give another --workdir."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    file.truncate(0)
-    file.write(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}\n')
-    file.flush()
-    return file
-
-
-def read_history(workdir: Path) -> list[dict[str, Any]]:
-    """Returns what happened to the run: starts, resumes, preemptions."""
-    path = workdir / 'history.json'
-    try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except ValueError:
-        return []
-
-
-# How the event begins that a workdir of a published model begins with.
-IMPORTED = 'imported'
-
-
-def add_history(workdir: Path, event: str, step: int, **details: Any) -> None:
-    """Adds an event to `history.json`."""
-    if jax.process_index() != 0:
-        return
-    entry = {'event': event, 'step': step, 'time': round(time.time(), 3), **details}
-    history = [*read_history(workdir), entry]
-    atomic_write(workdir / 'history.json', json.dumps(history, indent=1) + '\n')

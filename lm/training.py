@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from lm import config as configs
 from lm import hosts, precision
 from lm import run as runs
+from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
 from lm.data.features import TokenizedSplit
 from lm.finish import finish
@@ -41,15 +42,15 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
     started, ledger = time.time(), Ledger(began)
     config = configs.parse(config)
     workdir = Path(workdir)
-    hosts.same('config', runs.facts(config))
+    hosts.same('config', workdirs.facts(config))
     device_mesh = runs.check_mesh(config)
-    runs.open_workdir(workdir, config)
+    workdirs.open_workdir(workdir, config)
     with (
-        runs.lock(workdir),
+        workdirs.lock(workdir),
         Guard(workdir, ledger) as guard,
         contextlib.ExitStack() as stack,
     ):
-        hosts.check_shared(workdir, runs.LOCK)
+        hosts.check_shared(workdir, workdirs.LOCK)
         # ---------------------------------------------------------------- build
         with ledger.during('tokenizer'):
             text = runs.build_tokenizer(config, workdir)
@@ -64,7 +65,7 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
             )
             trained = runs.blends(run, splits)
             mixture = runs.mixture(run, trained)
-        runs.begin(workdir, config, text)
+        workdirs.begin(workdir, config, text)
         if jax.process_index() == 0 and (
             slow := precision.emulated(config.model, jax.devices()[0])
         ):
@@ -81,7 +82,7 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
         if jax.process_index() == 0:
             ledger.open(workdir)
             stack.callback(ledger.save)
-        runs.add_history(
+        workdirs.add_history(
             workdir,
             'resume' if restored else 'start',
             step,
