@@ -22,7 +22,7 @@ FLOORS = [
     {'models'},
     {'terms', 'precision', 'step', 'decode', 'beam'},
     {
-        'run',
+        *('run', 'run_checks'),
         *('training', 'loop', 'finish'),
         'perplexity',
         'translation',
