@@ -12,6 +12,7 @@ from lm import beam, decode, mesh, vocabulary
 from lm import codes as control
 from lm import config as configs
 from lm import run as runs
+from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints, averaged
 from lm.config import GenerateConfig
 from lm.data import features
@@ -266,7 +267,7 @@ def load(workdir: str | Path, checkpoint: str | int = '') -> LanguageModel:
         InputError: there is no such run or checkpoint.
     """
     workdir = Path(workdir)
-    config = configs.parse(runs.read_config(workdir))
+    config = configs.parse(workdirs.read_config(workdir))
     checkpoint = str(checkpoint) or config.eval.checkpoint
     if not (workdir / 'checkpoints').is_dir():
         raise InputError(f"workdir '{workdir}' holds no checkpoint yet.")

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from lm import config as configs
 from lm import mesh, optimizers, plots
 from lm import run as runs
+from lm import workdir as workdirs
 from lm.objectives import loss_of_tokens
 from lm.step import Steps
 from lm.writer import Progress, atomic_write
@@ -32,7 +33,7 @@ def find(config: ConfigDict, workdir: str | Path) -> float:
     config = configs.parse(config)
     workdir = Path(workdir)
     device_mesh = runs.check_mesh(config)
-    runs.open_workdir(workdir, config)
+    workdirs.open_workdir(workdir, config)
     if config.tasks:  # A step of one of them would not compare with the next.
         each = dataclasses.replace(config.multitask, mode='joint', rates='fixed')
         config = dataclasses.replace(config, multitask=each)

@@ -242,7 +242,7 @@ def _workdir() -> Path:
 
 def _config_or_runs() -> ConfigDict:
     """Returns the config of --config, or the --workdir's with the keys that the command line changes."""
-    from lm.run import read_config
+    from lm.workdir import read_config
 
     if not _WORKDIR.value or not (_CONFIG.value is None or _changes_only):
         return _config()
@@ -452,8 +452,8 @@ def _export() -> None:
 
 
 def _vocabulary() -> None:
-    from lm.run import read_config
     from lm.vocabulary_report import Options, report
+    from lm.workdir import read_config
 
     if not (_WORKDIR.value or _SOURCE.value or _CONFIG.value):
         raise InputError(

@@ -22,8 +22,8 @@ from lm import config as configs
 from lm import run as runs
 from lm.config import Config
 from lm.errors import InputError
+from lm.model_flops import flops_per_token
 from lm.run import Run
-from lm.training import flops_per_token
 
 BUFFERS = 20  # So many of the largest are named.
 _SHARE = (

@@ -1,50 +1,33 @@
-"""One run: a workdir, and everything that its config builds."""
+"""One run: everything that its config builds.
+
+A `Run` is what needs no data but the tokenizer (`build`); the tokenizer, the splits and the batches that it
+is trained on have a function each.
+"""
 
 import contextlib
 import dataclasses
-import fcntl
-import json
-import os
-import re
-import shutil
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lm import (
-    attention,
-    backend,
-    checkpoint,
-    codes,
-    mesh,
-    objectives,
-    optimizers,
-    precision,
-    tokenizer,
-    vocabulary,
-)
+from lm import backend, mesh, objectives, optimizers, precision, run_checks, tokenizer, vocabulary
 from lm import config as configs
-from lm.attention.masks import Mask, causal, full
+from lm import workdir as workdirs
 from lm.config import Config, DataConfig
 from lm.data import augmenter, blend, features, pipeline, source
 from lm.data import mixture as mixtures
 from lm.data.pipeline import Objective
-from lm.errors import InputError, lookup, nearest
+from lm.errors import InputError, lookup
 from lm.models import ARCHITECTURES
 from lm.models import pipeline as stages
 from lm.objectives import OBJECTIVES
 from lm.step import Rates, Steps
-from lm.writer import atomic_write
 
 SPLITS = ('train', 'valid', 'test')
-LOCK = '.lock'  # In the workdir: who trains there.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +74,11 @@ def build(config: Config, text: tokenizer.Tokenizer, device_mesh: Mesh) -> Run:
         with _of_task(task):
             spec = spec_of(part, text)
             objectives.check(part.objective.name, part.model.architecture, spec)
-            _check_attention(part)
-            _check_options(part, text)
+            run_checks.check_attention(part)
+            run_checks.check_options(part, text)
             augmenter.check(part.data, text, spec.vocabulary)
         made[task], size = (part, _objective(part, spec)), spec.vocabulary.total
-    _check_evaluated(config)
+    run_checks.check_evaluated(config)
     if set(device_mesh.devices.flat) <= set(jax.devices()):  # What is not here is only planned for.
         backend.keep_compiled(features.cache_dir(config.data) / 'xla')
     learning_rate = optimizers.schedule(
@@ -156,117 +139,6 @@ def _objective(config: Config, spec: objectives.Spec) -> Objective:
     )
 
 
-def _check_attention(config: Config) -> None:
-    """Raises InputError where the model would see what it is to predict, or what packing moves."""
-    model, sees = config.model, OBJECTIVES[config.objective.name].sees
-    patterns = {'attention': model.attention}
-    if model.architecture == 'encoder_decoder':
-        patterns['encoder_attention'] = model.encoder_attention
-    for key, pattern in patterns.items():
-        place = f'config.model.{key}'
-        for kind in attention.parse_pattern(pattern, place):
-            if sees == 'ranks' and kind not in (causal, full):
-                raise InputError(
-                    f"{place}: '{kind}' is asked about places, and config.objective.name = "
-                    f"'{config.objective.name}' about the order of prediction. Did you mean 'full'?"
-                )
-            alone = attention.without_prefix(kind) if sees == 'prefix' else kind
-            decodes = key == 'attention' and model.architecture != 'encoder'
-            if decodes and not alone.is_causal:
-                raise InputError(
-                    f"{place}: '{kind}' lets tokens see those that they are to predict. "
-                    f"Did you mean '{attention.causal_form(kind)}'?"
-                )
-            if config.data.packing and not kind.may_pack:
-                raise InputError(
-                    f"{place}: '{kind}' counts from the start of a row, and "
-                    'config.data.packing = True puts documents anywhere in it. Set it to False.'
-                )
-
-
-def _check_options(config: Config, text: tokenizer.Tokenizer) -> None:
-    """Raises InputError where a key would be ignored, or asks for what cannot be."""
-    if config.data.code_dropout and not config.tokenizer.codes:
-        raise InputError(
-            f'config.data.code_dropout = {config.data.code_dropout} leaves out codes, and '
-            'config.tokenizer.codes has none.'
-        )
-    ids = vocabulary.code_ids(text, config.tokenizer)
-    codes.tokens(config.generate.codes, ids, text.encode, 'config.generate.codes')
-    model, name = config.model, config.objective.name
-    objective = OBJECTIVES[name]
-    kinds = attention.parse_pattern(model.attention)
-    if model.architecture == 'encoder_decoder':
-        kinds += attention.parse_pattern(model.encoder_attention)
-    if model.position in ('relative', 'transformer_xl'):
-        position = f"config.model.position = '{model.position}'"
-        if not all(isinstance(kind, Mask) for kind in kinds):
-            raise InputError(
-                f'{position} is a bias on masked attention, and config.model.attention has other kinds '
-                "too: take 'rotary'."
-            )
-        if model.attention_implementation not in ('auto', 'xla'):
-            raise InputError(
-                f'{position} is a bias on all pairs: set config.model.attention_implementation = '
-                "'auto'."
-            )
-        if model.position == 'transformer_xl' and model.attention_softcap:
-            raise InputError(
-                f'{position} is a part of the logits that config.model.attention_softcap = '
-                f'{model.attention_softcap:g} would not cap: set it to 0.'
-            )
-    tells_places = ('rotary', 'transformer_xl', 'learned', 'sinusoidal')
-    if objective.sees == 'ranks' and model.position not in tells_places:
-        raise InputError(
-            f"config.objective.name = '{name}' asks what stands at a place, which config.model."
-            f"position = '{model.position}' does not tell. Did you mean 'rotary'?"
-        )
-    if model.architecture == 'encoder':
-        if not model.tie_embeddings or model.logit_softcap:
-            raise InputError(
-                'config.model.tie_embeddings = False and logit_softcap are for decoders; an encoder has '
-                'neither.'
-            )
-        if objective.sees == 'both' and all(kind.is_causal for kind in kinds):
-            raise InputError(
-                f'config.model.attention = {model.attention} sees earlier tokens only, and what is '
-                f"hidden from '{name}' has two sides. Did you mean ('full',)?"
-            )
-    if objective.writes:
-        from lm import metrics  # sacreBLEU takes a while to import.
-
-        metrics.check_tokenizer(config.eval.bleu_tokenizer, 'config.eval.bleu_tokenizer')
-    if objective.labels(config.objective) and config.data.packing:
-        raise InputError(
-            f"config.objective.name = '{name}' with labels needs rows of one text each, or one pair: set "
-            'config.data.packing = False.'
-        )
-
-
-def _check_evaluated(config: Config) -> None:
-    """Raises InputError where `config.eval.checkpoint` will not be there at the end."""
-    name, kept = config.eval.checkpoint, config.checkpoint
-    place = f"config.eval.checkpoint = '{name}'"
-    count = checkpoint.averaged(name)
-    if name not in ('latest', 'best') and not count:
-        near = nearest(name, ('latest', 'best', 'average:5'))
-        raise InputError(f'{place} is not known.{near}')
-    validates = any(part.data.valid for part in configs.tasks(config).values())
-    if name == 'best' and not (validates and kept.keep_best):
-        raise InputError(
-            f'{place} is that of the lowest validation loss: it needs config.data.valid, and '
-            'config.checkpoint.keep_best = 1.'
-        )
-    if count > kept.keep:
-        raise InputError(f'{place} needs config.checkpoint.keep = {count}, not {kept.keep}.')
-    made = -(-config.train.steps // kept.every) if kept.every else 1
-    if count > made:
-        raise InputError(
-            f'{place} needs {count} checkpoints, and config.checkpoint.every = {kept.every} makes {made} '
-            f'in {config.train.steps} steps.'
-        )
-
-
 def check_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh, after checking that it divides the batches.
 
@@ -312,14 +184,14 @@ def build_tokenizer(config: Config, workdir: Path) -> tokenizer.Tokenizer:
     Raises:
         InputError: the workdir's cannot be read, or none can be made of the config's text.
     """
-    if _present(workdir, *tokenizer.FILES, 'checkpoints'):
+    if workdirs.present(workdir, *tokenizer.FILES, 'checkpoints'):
         return tokenizer.load(workdir)
     if jax.process_count() == 1:
         return train_tokenizer(config)
     if jax.process_index() == 0:
-        _new_tokenizer(workdir, train_tokenizer(config))
+        workdirs.new_tokenizer(workdir, train_tokenizer(config))
     mesh.barrier('tokenizer')  # The others read what the first has made.
-    text = tokenizer.load(workdir / '.tokenizer')
+    text = tokenizer.load(workdir / workdirs.NEW_TOKENIZER)
     mesh.barrier('tokenizer read')
     return text
 
@@ -435,162 +307,3 @@ def shares(run: Run, item: mixtures.Item) -> Rates:
     if not run.others or run.config.multitask.mode != 'joint':
         return None
     return {task: np.float32(item.rates[task]) for task in item.numbers}
-
-
-# ---------------------------------------------------------------------------------- the workdir
-
-
-def open_workdir(workdir: Path, config: Config) -> None:
-    """Makes the workdir, or checks that the one there is of the same config.
-
-    Raises:
-        InputError: the folder cannot be written, is not a run's, or belongs to another config; the
-            differing keys are named.
-    """
-    if '://' in str(workdir) or re.match(r'\w{2,}:/', str(workdir)):
-        raise InputError(
-            f"workdir '{workdir}' is not a path. Mount the bucket (gcsfuse) on every host, and give the "
-            'path where it is mounted.'
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = 'it is a file' if workdir.is_file() else error.strerror
-        raise InputError(f"workdir '{workdir}' cannot be made: {reason}.") from None
-    if not os.access(workdir, os.W_OK):
-        raise InputError(f"workdir '{workdir}' cannot be written: no permission.")
-    first = next(iter(read_history(workdir)), {})
-    if first.get('event', '').startswith(IMPORTED) and not first.get('trains'):
-        raise InputError(
-            f"workdir '{workdir}' was imported to be used as it is, and keeps no state of an optimizer. To "
-            'train it further import it again with what it is trained on, as in '
-            '--config.data.train=text:mine.txt.'
-        )
-    if (workdir / 'config.json').exists():
-        changed = {
-            key: values
-            for key, values in configs.differences(read_config(workdir), _as_json(config)).items()
-            if not configs.RESUMABLE.match(key)
-        }
-        if changed:
-            text = ', '.join(
-                f'{key} ({old!r} there, {new!r} now)' for key, (old, new) in changed.items()
-            )
-            raise InputError(
-                f"workdir '{workdir}' belongs to another config: {text}. Give another --workdir."
-            )
-    elif found := _present(workdir, *tokenizer.FILES, 'checkpoints', 'metrics.jsonl'):
-        raise InputError(
-            f"workdir '{workdir}' holds {found[0]} but no config.json, so it is not known what run that "
-            'is of. Give another --workdir.'
-        )
-
-
-def begin(workdir: Path, config: Config, text: tokenizer.Tokenizer) -> None:
-    """Writes `config.json` and the tokenizer, once nothing in the config has turned out to be wrong.
-
-    A start that failed leaves no config behind, so that the corrected one may have the same workdir.
-    """
-    if jax.process_index() != 0:
-        return
-    atomic_write(workdir / 'config.json', json.dumps(_as_json(config), indent=2) + '\n')
-    if not (workdir / text.file).exists():
-        made = _new_tokenizer(workdir, text)  # A kill leaves no half of it under its own name.
-        made.replace(workdir / text.file)
-        made.parent.rmdir()
-
-
-def _new_tokenizer(workdir: Path, text: tokenizer.Tokenizer) -> Path:
-    partial = workdir / '.tokenizer'
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    return text.save(partial)
-
-
-def _present(workdir: Path, *names: str) -> list[str]:
-    return [name for name in names if (workdir / name).exists()]
-
-
-def _as_json(config: Config) -> dict[str, Any]:
-    return json.loads(json.dumps(configs.to_dict(config)))
-
-
-def facts(config: Config) -> dict[str, Any]:
-    """Returns a config's values (JSON) by their keys, `model.num_layers`."""
-    return dict(configs.flatten(_as_json(config)))
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-    """Returns the workdir's `config.json`; keys that it was written without have their defaults.
-
-    Raises:
-        InputError: there is none, or it is not a JSON object.
-    """
-    path = workdir / 'config.json'
-    if not path.is_file():
-        what = 'it holds no config.json' if workdir.is_dir() else 'there is no such folder'
-        raise InputError(f"'{workdir}' is not the workdir of a run: {what}.")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"'{path}' is damaged, it is not JSON: {error}.") from None
-    if not isinstance(found, dict) or 'seed' not in found:
-        raise InputError(f"'{path}' is damaged, it is not the config of a run.")
-    return _filled(found, json.loads(json.dumps(configs.defaults())))
-
-
-def _filled(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config with the keys that came to `configs/base.py` after it was written."""
-    return found | {
-        key: _filled(found.get(key, {}), value) if isinstance(value, dict) and value else value
-        for key, value in defaults.items()
-        if key not in found or (isinstance(value, dict) and value)
-    }
-
-
-def lock(workdir: Path) -> contextlib.AbstractContextManager:
-    """Holds the workdir for this process until the context ends (or the process dies).
-
-    Of several hosts the first one holds it for all.
-
-    Raises:
-        InputError: another process is training in it.
-    """
-    if jax.process_index() != 0:
-        return contextlib.nullcontext()
-    file = open(workdir / LOCK, 'a')  # noqa: SIM115  held open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(
-            f"another process is training in workdir '{workdir}'. Wait, or give another --workdir."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    file.truncate(0)
-    file.write(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}\n')
-    file.flush()
-    return file
-
-
-def read_history(workdir: Path) -> list[dict[str, Any]]:
-    """Returns what happened to the run: starts, resumes, preemptions."""
-    path = workdir / 'history.json'
-    try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except ValueError:
-        return []
-
-
-# How the event begins that a workdir of a published model begins with.
-IMPORTED = 'imported'
-
-
-def add_history(workdir: Path, event: str, step: int, **details: Any) -> None:
-    """Adds an event to `history.json`."""
-    if jax.process_index() != 0:
-        return
-    entry = {'event': event, 'step': step, 'time': round(time.time(), 3), **details}
-    history = [*read_history(workdir), entry]
-    atomic_write(workdir / 'history.json', json.dumps(history, indent=1) + '\n')

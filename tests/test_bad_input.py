@@ -24,6 +24,7 @@ from command_line import (
 
 from lm import config as configs
 from lm import run as runs
+from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures('no_charts')
@@ -40,10 +41,10 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp('finished')
     text, workdir = write_text(folder / 'text.txt'), folder / 'run'
     config = configs.parse(config_of(arguments(text, workdir, train__steps=4)))
-    runs.open_workdir(workdir, config)
+    workdirs.open_workdir(workdir, config)
     tokenizer = runs.build_tokenizer(config, workdir)
     state = runs.build(config, tokenizer, runs.check_mesh(config)).steps.init()
-    runs.begin(workdir, config, tokenizer)
+    workdirs.begin(workdir, config, tokenizer)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         checkpoints.save(3, state, {'next_index': 3}, None)
         checkpoints.save(4, state, {'next_index': 4}, 5.5)
@@ -222,7 +223,7 @@ def test_a_workdir_of_another_config(finished, workdir):
 
 def test_a_workdir_that_another_process_trains_in(finished, workdir):
     before = snapshot(workdir)
-    with runs.lock(workdir):
+    with workdirs.lock(workdir):
         result = call(arguments(finished[0], workdir, train__steps=4, checkpoint__keep=9))
         assert_refused(result, f"another process is training in workdir '{workdir}'")
     assert_kept(before, workdir)

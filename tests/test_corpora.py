@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 import lm
 from lm import config as configs
-from lm import corpora, training
+from lm import corpora
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 from lm.corpora import Corpus
 from lm.errors import InputError
+from lm.loop import Loop
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
@@ -56,7 +57,7 @@ def make_config(folder, named, **sections):
 
 def stopped_at(step, monkeypatch, config, workdir):
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loop, 'stops', lambda loop, now: now == step)
+        patch.setattr(Loop, 'stops', lambda loop, now: now == step)
         return lm.train(config, workdir)
 
 

@@ -8,8 +8,9 @@ import pytest
 from command_line import arguments, config_of, write_text
 
 import lm
-from lm import goodput, training
+from lm import goodput
 from lm.goodput import PARTS, Ledger
+from lm.loop import Loop
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
@@ -133,7 +134,7 @@ def test_a_batch_is_waited_for_if_the_device_is_idle(busy, waited):
 
     metrics = {'loss': types.SimpleNamespace(is_ready=lambda: not busy)}
     loop, pending = types.SimpleNamespace(ledger=ledger), types.SimpleNamespace(metrics=metrics)
-    assert training.Loop.next_item(loop, items(), pending) == 'item'
+    assert Loop.next_item(loop, items(), pending) == 'item'
     assert ledger.seconds.get('data_wait', 0.0) == waited
     assert sum(ledger.seconds.values()) == 4.0
 
@@ -145,7 +146,7 @@ def test_the_docstring():
 def test_a_run_that_broke_off_and_went_on(tmp_path, monkeypatch):
     """It breaks off after step 8 and goes on from the checkpoint of step 6."""
     options = arguments(write_text(tmp_path / 'text.txt'), tmp_path / 'run', train__steps=12)
-    log = training.Loop.log
+    log = Loop.log
 
     def breaking(self, pending, *rest):
         log(self, pending, *rest)
@@ -153,7 +154,7 @@ def test_a_run_that_broke_off_and_went_on(tmp_path, monkeypatch):
             raise RuntimeError('killed')
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loop, 'log', breaking)
+        patch.setattr(Loop, 'log', breaking)
         with pytest.raises(RuntimeError, match='killed'):
             lm.train(config_of(options), tmp_path / 'run')
     report = lm.train(config_of(options), tmp_path / 'run')

@@ -16,6 +16,7 @@ from jax._src.clusters import ClusterEnv
 import lm
 from lm import command, hosts, watch
 from lm.errors import TRY_AGAIN, InputError, TryAgain
+from lm.workdir import read_history
 from lm.writer import read_metrics
 from tests import command_line
 from tests.processes import Processes, free_address
@@ -126,7 +127,7 @@ def test_four_hosts_train_as_one(mesh, whole):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *both)
     np.testing.assert_allclose(losses(one), losses(four), rtol=0, atol=1e-5)
     assert losses(one)[-1] < losses(one)[0] - 0.1
-    starts = [event for event in lm.run.read_history(four) if event['event'] == 'start']
+    starts = [event for event in read_history(four) if event['event'] == 'start']
     assert [event['devices'] for event in starts] == [8]
     files = sorted(path.name for path in one.iterdir())
     assert sorted(path.name for path in four.iterdir()) == files

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import lm
-from lm import training
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 from lm.errors import InputError
+from lm.loop import Loop
 from tests.test_objective_runs import WORDS
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
@@ -91,7 +91,7 @@ def test_a_run_that_was_stopped_ends_as_another(mode, rates, stop, tmp_path, mon
     assert -1 <= whole['tasks']['alike valid']['pearson'] <= 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loop, 'stops', lambda loop, step: step == stop)
+        patch.setattr(Loop, 'stops', lambda loop, step: step == stop)
         assert not lm.train(config, tmp_path / 'stopped')['finished']
     resumed = lm.train(config, tmp_path / 'stopped')
     speed = 'train/tokens_per_second'

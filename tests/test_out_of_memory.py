@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from command_line import arguments, assert_refused, call, metrics, write_text
 
-from lm import out_of_memory, step, training
+from lm import loop, out_of_memory, step
 from lm.out_of_memory import is_out_of_memory
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
@@ -120,7 +120,7 @@ def test_a_step_loses_nothing(text, tmp_path, monkeypatch):
 def test_an_evaluation(text, tmp_path, monkeypatch):
     options = arguments(text, tmp_path / 'run', train__steps=5)
     with monkeypatch.context() as patch:
-        patch.setattr(training, 'perplexity', failing(training.perplexity, 1))
+        patch.setattr(loop, 'perplexity', failing(loop.perplexity, 1))
         result = call(options)
     assert_told(
         result,

@@ -18,8 +18,8 @@ from lm import config as configs
 from lm import flops, mesh, plan, plan_inputs, plan_report, plan_sweep
 from lm import run as runs
 from lm.errors import InputError
+from lm.model_flops import flops_per_token
 from lm.objectives import OBJECTIVES
-from lm.training import flops_per_token
 
 AXES = dict.fromkeys(mesh.AXES, 1)
 DEVICES = jax.devices()

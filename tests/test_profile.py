@@ -8,7 +8,8 @@ import pytest
 from command_line import arguments, assert_refused, call, config_of, snapshot, write_text
 
 import lm
-from lm import profile, run_page, training
+from lm import profile, run_page
+from lm.loop import Loop
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
@@ -22,7 +23,7 @@ def tiny(folder, **overrides):
 def traced(tmp_path_factory):
     """A run that broke off at step 8, after its trace; and one that went on from step 6."""
     folder = tmp_path_factory.mktemp('traced')
-    options, log = tiny(folder), training.Loop.log
+    options, log = tiny(folder), Loop.log
 
     def breaking(self, pending, *rest):
         log(self, pending, *rest)
@@ -30,7 +31,7 @@ def traced(tmp_path_factory):
             raise RuntimeError('killed')
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Loop, 'log', breaking)
+        patch.setattr(Loop, 'log', breaking)
         with pytest.raises(RuntimeError, match='killed'):
             lm.train(config_of(options), folder / 'run')
     before = snapshot(folder / 'run' / 'profile')

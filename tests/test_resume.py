@@ -15,6 +15,7 @@ from command_line import arguments, call, metrics, run, snapshot, start, write_t
 from lm import checkpoint, tree
 from lm import config as configs
 from lm import run as runs
+from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 from lm.inference import load
@@ -37,7 +38,7 @@ def undisturbed(tmp_path_factory):
 
 def final_state(workdir):
     """The whole state of the newest checkpoint, on the host."""
-    config = configs.parse(runs.read_config(workdir))
+    config = configs.parse(workdirs.read_config(workdir))
     built = runs.build(config, runs.build_tokenizer(config, workdir), runs.check_mesh(config))
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         step, state, data = checkpoints.restore(built.steps.shapes)
@@ -382,20 +383,3 @@ def test_evaluation_leaves_a_checkpoint_and_falls_back(undisturbed, tmp_path):
     model = load(workdir)
     assert model.step < STEPS
     assert newest.exists()
-
-
-def test_a_config_from_before_a_key_was_there(tmp_path):
-    """Keys that came later have their defaults; what was set stays."""
-    values = json.loads(json.dumps(configs.defaults()))
-    old = json.loads(json.dumps(values))
-    del old['multitask'], old['data']['prefix']
-    old['data']['length'] = 7
-    old['tasks'] = {'a': {'weight': 2.0}}
-    (tmp_path / 'config.json').write_text(json.dumps(old))
-    found = runs.read_config(tmp_path)
-    assert dict(configs.differences(values, found)) == {
-        'data.length': (values['data']['length'], 7),
-        'tasks': ({}, None),
-        'tasks.a.weight': (None, 2.0),
-    }
-    configs.parse(found)

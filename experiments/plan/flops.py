@@ -12,7 +12,7 @@ import jax
 
 from lm import config as configs
 from lm import flops, plan, plan_inputs
-from lm.training import flops_per_token
+from lm.model_flops import flops_per_token
 
 PLAIN = {
     'model.remat': 'none',

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from lm import config as configs
 from lm import mesh, models, tokenizer, tree
 from lm import run as runs
+from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
 from lm.errors import InputError, lookup
 from lm.inference import LanguageModel
@@ -79,7 +80,7 @@ def import_model(
 ) -> Run:
     """Makes a workdir of a folder: config, tokenizer, and a checkpoint of step 0 that holds the parameters.
 
-    Training goes on from there: `lm.train(lm.run.read_config(workdir), workdir)`.
+    Training goes on from there: `lm.train(lm.workdir.read_config(workdir), workdir)`.
 
     Args:
         folder: as in `from_pretrained`.
@@ -107,7 +108,7 @@ def import_model(
     with jax.set_mesh(run.mesh):
         state = run.steps.begin(model.params)
     workdir.mkdir(parents=True, exist_ok=True)
-    runs.begin(workdir, run.config, run.tokenizer)
+    workdirs.begin(workdir, run.config, run.tokenizer)
     if jax.process_index() == 0:
         (workdir / KEPT).mkdir(exist_ok=True)
         for path in (folder / name for name in _KEPT_FILES):
@@ -116,8 +117,8 @@ def import_model(
                 shutil.copyfile(path, workdir / KEPT / path.name)
     with Checkpoints(workdir, run.config.checkpoint, say) as checkpoints:
         checkpoints.save(0, state, {'next_index': 0}, None)
-    event = f'{runs.IMPORTED} from {folder.name} ({family.name})'
-    runs.add_history(workdir, event, 0, trains=trains)
+    event = f'{workdirs.IMPORTED} from {folder.name} ({family.name})'
+    workdirs.add_history(workdir, event, 0, trains=trains)
     return run
 
 

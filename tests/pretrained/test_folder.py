@@ -17,6 +17,7 @@ import lm
 from lm import config as configs
 from lm import mesh, pretrained, tokenizer
 from lm import run as runs
+from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
 from lm.errors import InputError
 from lm.inference import LanguageModel
@@ -380,12 +381,12 @@ def test_training_goes_on_from_an_import(folder, tmp_path):
     over |= {'optimizer.clip_norm': 0.0, 'data.batch_size': 8, 'log.tensorboard': False}
     run = pretrained.import_model(folder, tmp_path / 'run', over)
     assert run.config.optimizer.name == lm.get_config('base').optimizer.name
-    lm.train(runs.read_config(tmp_path / 'run'), tmp_path / 'run')
+    lm.train(workdirs.read_config(tmp_path / 'run'), tmp_path / 'run')
     model = lm.load(tmp_path / 'run')
     assert model.step == 2
     same_bits(model.params, pretrained.from_pretrained(folder).params)
     pretrained.import_model(folder, tmp_path / 'other', {'generate.top_k': 5})
-    config = runs.read_config(tmp_path / 'other')
+    config = workdirs.read_config(tmp_path / 'other')
     assert config['optimizer']['name'] == 'sgd'
     with pytest.raises(InputError, match='was imported to be used as it is'):
         lm.train(config, tmp_path / 'other')
@@ -450,7 +451,7 @@ def test_the_command_line(folder, tmp_path):
     changes = ('--config.train.steps=300', '--config.generate.temperature=0.5')
     done = run('--mode=import', f'--from={folder}', f'--workdir={tmp_path}/run', *changes)
     assert (done.returncode, done.stderr) == (0, '')
-    config = runs.read_config(tmp_path / 'run')
+    config = workdirs.read_config(tmp_path / 'run')
     assert (config['train']['steps'], config['generate']['temperature']) == (300, 0.5)
     assert 'parameters' in done.stdout
     done = run(f'--workdir={tmp_path}/run', '--config.seed=1')
