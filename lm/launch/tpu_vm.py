@@ -13,7 +13,8 @@ still runs, or how it ended. --option is passed on to `queued-resources create`,
 
 --code is a folder (this one by default; what git tracks of it is copied) or URL@COMMIT. Values of
 --secret are copied in a file that only its owner reads, and that is deleted here as soon as they are
-there. JAX finds the hosts by the metadata of the machine (agent-worker-number, worker-network-endpoints: jax._src.clusters.cloud_tpu_cluster).
+there. JAX finds the hosts by the metadata of the machine (agent-worker-number,
+worker-network-endpoints: jax._src.clusters.cloud_tpu_cluster).
 """
 
 import shlex
