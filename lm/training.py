@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,8 +29,10 @@ from lm.objectives import OBJECTIVES
 from lm.out_of_memory import Guard, shapes_of
 from lm.perplexity import perplexity
 from lm.run import Run
+from lm.signals import Stop
 from lm.step import TrainState, evaluated_params
 from lm.terms import experts
+from lm.watch import newest_step
 from lm.writer import MetricsWriter, Progress, atomic_write, read_metrics
 
 
@@ -46,7 +46,7 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
 
     Returns:
         The report, as in `report.json`; `finished` is False if the process was asked to stop (SIGTERM,
-        Ctrl-C).
+        Ctrl-C). Where that was before the first step there is no report, only `finished` and `steps`.
 
     Raises:
         InputError: something in the config, the data or the workdir is wrong, or the disk is full, or a
@@ -63,11 +63,14 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
         runs.lock(workdir),
         Guard(workdir, ledger) as guard,
         contextlib.ExitStack() as stack,
+        Stop() as stop,
     ):
         hosts.check_shared(workdir, runs.LOCK)
         # ---------------------------------------------------------------- build
         with ledger.during('tokenizer'):
             text = runs.build_tokenizer(config, workdir)
+        if mesh.agree(stop.is_set()):
+            return _stopped(workdir)
         with ledger.during('build'):
             guard.run = run = runs.build(config, text, device_mesh)
         with ledger.during('data'):
@@ -80,6 +83,8 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
             trained = runs.blends(run, splits)
             mixture = runs.mixture(run, trained)
         runs.begin(workdir, config, text)
+        if mesh.agree(stop.is_set()):
+            return _stopped(workdir)
         if jax.process_index() == 0 and (
             slow := precision.emulated(config.model, jax.devices()[0])
         ):
@@ -93,6 +98,8 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
         else:
             with ledger.during('build'), jax.set_mesh(run.mesh):
                 step, state, data_state = 0, run.steps.init(), {'next_index': 0}
+        if mesh.agree(stop.is_set()):
+            return _stopped(workdir)
         if jax.process_index() == 0:
             ledger.open(workdir)
             stack.callback(ledger.save)
@@ -105,8 +112,9 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
             **_invalid_bytes(splits),
         )
         # ----------------------------------------------------------------- loop
-        loop = Loop(run, workdir, splits, trained, mixture, checkpoints, step, ledger, guard)
+        loop = Loop(run, workdir, splits, trained, mixture, checkpoints, step, ledger, guard, stop)
         state, step = loop.train(state, data_state)
+        stop.close()
         # --------------------------------------------------------------- report
         return finish(loop, state, step, time.time() - started)
 
@@ -134,10 +142,11 @@ class Loop:
         start: int,
         ledger: Ledger,
         guard: Guard,
+        stop: Stop,
     ) -> None:
         self.run, self.workdir, self.splits, self.trained = run, workdir, splits, trained
         self.config, self.mixture, self.checkpoints = run.config, mixture, checkpoints
-        self.start, self.ledger, self.guard = start, ledger, guard
+        self.start, self.ledger, self.guard, self.stop = start, ledger, guard, stop
         self.taken = dict.fromkeys(trained, start)  # Batches of each task.
         self.meter = throughput.Meter()
         self.evaluated: dict[
@@ -150,7 +159,6 @@ class Loop:
         self.since: dict[
             str, list[float]
         ] = {}  # sums and counts of metrics since they were last logged
-        self.stop = threading.Event()
         self.writer: MetricsWriter
         self.progress: Progress
 
@@ -173,7 +181,6 @@ class Loop:
         with (
             MetricsWriter(self.workdir, config.log, step, enabled=main) as self.writer,
             Progress(config.train.steps, step, enabled=main) as self.progress,
-            _stop_on_signal(self.stop),
             jax.set_mesh(self.run.mesh),
             self.profiler,
             hosts.steps(),
@@ -519,6 +526,11 @@ def flops_per_token(run: Run) -> dict[str, float | None]:
     return found | {'mfu': throughput.encoder_flops_per_token(parts, config.model, length)}
 
 
+def _stopped(workdir: Path) -> dict[str, Any]:
+    """Returns what is known of a run that was asked to stop before the first step of this start."""
+    return {'finished': False, 'steps': newest_step(workdir / 'checkpoints') or 0}
+
+
 def _described(result: Mapping[str, Any]) -> str:
     """Returns a line's worth of an evaluation."""
     loss = f'loss {result["loss"]:.4f}'
@@ -553,25 +565,3 @@ def _invalid_bytes(splits: Mapping[str, Mapping[str, TokenizedSplit]]) -> dict[s
 
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-class _stop_on_signal:  # noqa: N801  a context manager, read like a function
-    """Sets an event on SIGTERM, as a preempted machine sends it, or Ctrl-C; a second one kills."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-
-    def _handle(self, number: int, _: Any) -> None:
-        self._event.set()
-        signal.signal(number, self._old[number])
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

@@ -15,7 +15,7 @@ FLOORS = [
         *('goodput', 'profile', 'profile_table', 'memory_advice'),
         *('environment', 'throughput', 'plots', 'matmul', 'grouped', 'backend', 'metrics'),
         *('chips', 'flops', 'hlo', 'hlo_cost', 'hlo_memory', 'topology', 'command'),
-        *('hosts', 'watch', 'rows'),
+        *('hosts', 'watch', 'rows', 'signals'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},
