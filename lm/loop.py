@@ -6,8 +6,6 @@ It ends after the last step, or where the process is asked to stop.
 import dataclasses
 import json
 import math
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from lm.goodput import Ledger
 from lm.out_of_memory import Guard, shapes_of
 from lm.perplexity import perplexity
 from lm.run import Run
+from lm.signals import Stop
 from lm.step import TrainState, evaluated_params
 from lm.terms import experts
 from lm.writer import MetricsWriter, Progress, atomic_write, read_metrics
@@ -54,10 +53,11 @@ class Loop:
         start: int,
         ledger: Ledger,
         guard: Guard,
+        stop: Stop,
     ) -> None:
         self.run, self.workdir, self.splits, self.trained = run, workdir, splits, trained
         self.config, self.mixture, self.checkpoints = run.config, mixture, checkpoints
-        self.start, self.ledger, self.guard = start, ledger, guard
+        self.start, self.ledger, self.guard, self.stop = start, ledger, guard, stop
         self.taken = dict.fromkeys(trained, start)  # Batches of each task.
         self.meter = throughput.Meter()
         self.evaluated: dict[
@@ -70,7 +70,6 @@ class Loop:
         self.since: dict[
             str, list[float]
         ] = {}  # sums and counts of metrics since they were last logged
-        self.stop = threading.Event()
         self.writer: MetricsWriter
         self.progress: Progress
 
@@ -93,7 +92,6 @@ class Loop:
         with (
             MetricsWriter(self.workdir, config.log, step, enabled=main) as self.writer,
             Progress(config.train.steps, step, enabled=main) as self.progress,
-            _stop_on_signal(self.stop),
             jax.set_mesh(self.run.mesh),
             self.profiler,
             hosts.steps(),
@@ -358,25 +356,3 @@ def _described(result: Mapping[str, Any]) -> str:
 
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-class _stop_on_signal:  # noqa: N801  a context manager, read like a function
-    """Sets an event on SIGTERM, as a preempted machine sends it, or Ctrl-C; a second one kills."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-
-    def _handle(self, number: int, _: Any) -> None:
-        self._event.set()
-        signal.signal(number, self._old[number])
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

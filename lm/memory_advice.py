@@ -4,7 +4,7 @@ All is computed from bytes a device by kind, wherever those come from:
 
 - `parameters`, `optimizer`, `average` (of the parameters), `gradients`: divided by `mesh.fsdp`.
 - `activations`: what a step needs besides; they follow the rows of a device that go through the model at
-  once.
+  once. A stage of a pipeline keeps those of all its turns (`Pipeline`).
 - `evaluation`: what an evaluation needs besides the parameters.
 - any other, such as `batch`, counts, and nothing is known to shrink it.
 """
@@ -12,6 +12,7 @@ All is computed from bytes a device by kind, wherever those come from:
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from lm.config import RESUMABLE, Config
 from lm.mesh import ROWS
@@ -81,6 +82,7 @@ def advise(
     found = [
         *_shard(bytes_by_kind, limit, mesh, config),
         *_rematerialise(bytes_by_kind, config, mesh),
+        *_more_micro_batches(bytes_by_kind, limit, config, mesh),
         *_fewer_rows(bytes_by_kind, limit, config, mesh),
         *_evaluate_less(bytes_by_kind, limit, config, mesh),
     ]
@@ -124,15 +126,47 @@ def _shard(
 def _rematerialise(
     found: Mapping[str, int], config: Config, mesh: Mapping[str, int]
 ) -> Iterable[Advice]:
-    """Keeps each layer's input alone, `[B, T, D]`, and one layer's inside at a time."""
+    """Keeps each layer's input alone, `[B, T, D]`, and one layer's inside at a time.
+
+    A pipeline has besides what goes into its loop and comes out of each turn, and their gradients.
+    """
     before, model = found.get('activations', 0), config.model
     layers = model.num_layers + model.encoder_layers * (model.architecture == 'encoder_decoder')
     width = {'bfloat16': 2, 'float16': 2}.get(model.dtype, 4)
     rows = -(-config.data.batch_size // (config.optimizer.accumulation * _rows(mesh)))
     inputs = rows * -(-config.data.length // mesh['sequence']) * model.embed_dim * width
-    after = layers * inputs + before // max(1, layers)
+    pipeline = _pipeline(config, mesh)
+    of_stage, turns = layers / pipeline.stages, pipeline.turns / pipeline.busy
+    after = int(of_stage * turns * inputs + before / max(1, of_stage * pipeline.kept))
+    if pipeline.stages > 1:
+        after += int((2 + 2 * pipeline.turns / pipeline.micro_batches) * inputs)
     if model.remat != 'full' and after < before:
         yield Advice({'model.remat': 'full'}, ('activations',), before, after)
+
+
+def _more_micro_batches(
+    found: Mapping[str, int], limit: int | None, config: Config, mesh: Mapping[str, int]
+) -> Iterable[Advice]:
+    """More parts of the rows that go through the stages of a pipeline."""
+    before, now = found.get('activations', 0), _pipeline(config, mesh)
+    if not before or now.stages == 1:
+        return
+    rest = sum(found.values()) - before
+    once = config.data.batch_size // config.optimizer.accumulation
+    rows = math.gcd(once, config.eval.batch_size or once) // _rows(mesh)
+    choices = [
+        n
+        for n in range(now.micro_batches + 1, rows + 1)
+        if rows % n == 0 and (now.repeats == 1 or n % now.stages == 0)
+    ]
+
+    def needed(micro_batches: int) -> float:
+        return before * now._replace(micro_batches=micro_batches).share / now.share
+
+    if choices:
+        best = _least(choices, limit, lambda n: rest + needed(n))
+        change = {'model.pipeline_microbatches': best}
+        yield Advice(change, ('activations',), before, round(needed(best)))
 
 
 def _fewer_rows(
@@ -144,8 +178,8 @@ def _fewer_rows(
         return
     rest = sum(found.values()) - before
     parts, rows = config.optimizer.accumulation, config.data.batch_size
-    most = rows // (parts * _rows(mesh))
-    factors = [n for n in range(2, most + 1) if rows % (parts * n * _rows(mesh)) == 0]
+    least = parts * _rows(mesh) * _pipeline(config, mesh).micro_batches
+    factors = [n for n in range(2, rows // least + 1) if rows % (n * least) == 0]
     if not factors:
         shorter = {'data.length': config.data.length // 2}
         yield Advice(shorter, ('activations',), before, before // 2)
@@ -161,11 +195,55 @@ def _evaluate_less(
     """Fewer rows at a time in evaluations."""
     before = found.get('evaluation', 0)
     rows = config.eval.batch_size or config.data.batch_size // config.optimizer.accumulation
-    factors = [n for n in range(2, rows // _rows(mesh) + 1) if rows % (n * _rows(mesh)) == 0]
+    least = _rows(mesh) * _pipeline(config, mesh).micro_batches
+    factors = [n for n in range(2, rows // least + 1) if rows % (n * least) == 0]
     if before and factors:
         rest = sum(found.values()) - before
         factor = _least(factors, limit, lambda n: rest + before // n)
         yield Advice({'eval.batch_size': rows // factor}, ('evaluation',), before, before // factor)
+
+
+class Pipeline(NamedTuple):
+    """How rows go through stages (`lm/models/pipeline.py`); without any all are 1.
+
+    Attributes:
+        stages, repeats, micro_batches: S, R and M.
+    """
+
+    stages: int
+    repeats: int
+    micro_batches: int
+
+    @property
+    def busy(self) -> int:
+        """Turns in which a stage works on rows that it was given."""
+        return self.repeats * self.micro_batches
+
+    @property
+    def turns(self) -> int:
+        """All of them, each of 1 / M of the rows."""
+        return self.busy + self.stages - 1
+
+    @property
+    def kept(self) -> float:
+        """Layers' insides in memory, of 1 / M of the rows, for each layer of a stage.
+
+        Those of all turns, and what the backward pass of one turn takes. How it shrinks with M was
+        measured on 2 and 4 virtual CPU devices without rematerialisation: to 3 %, and with R = 2 to 5 %.
+        """
+        return (self.turns + (self.stages > 1)) / self.repeats
+
+    @property
+    def share(self) -> float:
+        """Of the activations that all rows would have at once."""
+        return self.kept / self.micro_batches
+
+
+def _pipeline(config: Config, mesh: Mapping[str, int]) -> Pipeline:
+    stages, model = mesh.get('stage', 1), config.model
+    if stages == 1:
+        return Pipeline(1, 1, 1)
+    return Pipeline(stages, model.pipeline_repeats, model.pipeline_microbatches or stages)
 
 
 def _rows(mesh: Mapping[str, int]) -> int:

@@ -16,7 +16,8 @@ from lm.memory_advice import size
 from lm.run import Run
 from lm.writer import atomic_write
 
-# Files in the workdir: for programs, and for https://github.com/google/pprof.
+# Files in the workdir: for programs, and for https://github.com/google/pprof. Those of process 3, say, are
+# `out_of_memory.process3.json` and `.prof`.
 FILE, PROFILE = 'out_of_memory.json', 'out_of_memory.prof'
 # Parts of the ledger -> words for where it happened.
 _PLACES = {
@@ -70,28 +71,30 @@ class Guard:
         found, limit = by_kind(run, self.program, part), bytes_limit(run.mesh.local_devices)
         advice = memory_advice.advise(found, limit, run.config, dict(run.mesh.shape))
         first = error.strip().splitlines()[0][:200]
-        if jax.process_index() == 0:
-            content = {
-                'during': part,
-                'error': error[:10_000],
-                'limit': limit,
-                'bytes_by_kind': found,
-                'advice': [str(one) for one in advice],
-                'memory_stats': run.mesh.local_devices[0].memory_stats(),
-                **live_arrays(run),
-            }
-            atomic_write(self._workdir / FILE, json.dumps(content, indent=1, default=str) + '\n')
-            with contextlib.suppress(
-                Exception
-            ):  # The device may have nothing left for that either.
-                jax.profiler.save_device_memory_profile(str(self._workdir / PROFILE))
+        content = {
+            'during': part,
+            'error': error[:10_000],
+            'limit': limit,
+            'bytes_by_kind': found,
+            'advice': [str(one) for one in advice],
+            'memory_stats': run.mesh.local_devices[0].memory_stats(),
+            **live_arrays(run),
+        }
+        path = self._own(FILE)
+        atomic_write(path, json.dumps(content, indent=1, default=str) + '\n')
+        with contextlib.suppress(Exception):  # The device may have nothing left for that either.
+            jax.profiler.save_device_memory_profile(str(self._own(PROFILE)))
         needs = ', '.join(f'{kind} {size(count)}' for kind, count in found.items() if count)
         has = f', and it has {size(limit)}' if limit else ''
         return (
             f'out of memory in {_PLACES.get(part, "the start")} ({first}): a device is to hold {needs}'
-            f'{has}. {_advised(advice)} What lay in memory is in {self._workdir / FILE}; checkpoints are '
-            'kept.'
+            f'{has}. {_advised(advice)} What lay in memory is in {path}; checkpoints are kept.'
         )
+
+    def _own(self, name: str) -> Path:
+        """A file of this process: any of several may be the one whose device is full."""
+        path, index = self._workdir / name, jax.process_index()
+        return path.with_stem(f'{path.stem}.process{index}') if index else path
 
 
 def _advised(advice: list[memory_advice.Advice]) -> str:

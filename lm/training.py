@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import config as configs
-from lm import hosts, precision
+from lm import hosts, mesh, precision
 from lm import run as runs
 from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
@@ -20,6 +20,8 @@ from lm.finish import finish
 from lm.goodput import Ledger
 from lm.loop import Loop
 from lm.out_of_memory import Guard
+from lm.signals import Stop
+from lm.watch import newest_step
 
 
 def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
 
     Returns:
         The report, as in `report.json`; `finished` is False if the process was asked to stop (SIGTERM,
-        Ctrl-C).
+        Ctrl-C). Where that was before the first step there is no report, only `finished` and `steps`.
 
     Raises:
         InputError: something in the config, the data or the workdir is wrong, or the disk is full, or a
@@ -49,11 +51,14 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
         workdirs.lock(workdir),
         Guard(workdir, ledger) as guard,
         contextlib.ExitStack() as stack,
+        Stop() as stop,
     ):
         hosts.check_shared(workdir, workdirs.LOCK)
         # ---------------------------------------------------------------- build
         with ledger.during('tokenizer'):
             text = runs.build_tokenizer(config, workdir)
+        if mesh.agree(stop.is_set()):
+            return _stopped(workdir)
         with ledger.during('build'):
             guard.run = run = runs.build(config, text, device_mesh)
         with ledger.during('data'):
@@ -66,6 +71,8 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
             trained = runs.blends(run, splits)
             mixture = runs.mixture(run, trained)
         workdirs.begin(workdir, config, text)
+        if mesh.agree(stop.is_set()):
+            return _stopped(workdir)
         if jax.process_index() == 0 and (
             slow := precision.emulated(config.model, jax.devices()[0])
         ):
@@ -79,6 +86,8 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
         else:
             with ledger.during('build'), jax.set_mesh(run.mesh):
                 step, state, data_state = 0, run.steps.init(), {'next_index': 0}
+        if mesh.agree(stop.is_set()):
+            return _stopped(workdir)
         if jax.process_index() == 0:
             ledger.open(workdir)
             stack.callback(ledger.save)
@@ -91,10 +100,16 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
             **_invalid_bytes(splits),
         )
         # ----------------------------------------------------------------- loop
-        loop = Loop(run, workdir, splits, trained, mixture, checkpoints, step, ledger, guard)
+        loop = Loop(run, workdir, splits, trained, mixture, checkpoints, step, ledger, guard, stop)
         state, step = loop.train(state, data_state)
+        stop.close()
         # --------------------------------------------------------------- report
         return finish(loop, state, step, time.time() - started)
+
+
+def _stopped(workdir: Path) -> dict[str, Any]:
+    """Returns what is known of a run that was asked to stop before the first step of this start."""
+    return {'finished': False, 'steps': newest_step(workdir / 'checkpoints') or 0}
 
 
 def _invalid_bytes(splits: Mapping[str, Mapping[str, TokenizedSplit]]) -> dict[str, Any]:

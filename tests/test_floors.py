@@ -15,7 +15,7 @@ FLOORS = [
         *('goodput', 'profile', 'profile_table', 'memory_advice'),
         *('environment', 'throughput', 'plots', 'matmul', 'grouped', 'backend', 'metrics'),
         *('chips', 'flops', 'hlo', 'hlo_cost', 'hlo_memory', 'topology', 'command'),
-        *('hosts', 'watch', 'rows', 'workdir'),
+        *('hosts', 'watch', 'rows', 'signals', 'workdir'),
     },
     {'attention', 'objectives', 'data'},
     {'layers', 'tasks'},

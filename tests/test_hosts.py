@@ -35,6 +35,19 @@ FAST = {
     'checkpoint.every': 1000,
     'generate.max_tokens': 1,
 }
+PROGRAM = ('-m', 'lm.main')
+# It gets a signal while it tokenizes.
+ASKED_EARLY = """
+import signal, sys
+from lm import main
+from lm import run as runs
+tokenized_splits = runs.tokenized_splits
+def asked(*arguments):
+    signal.raise_signal(signal.SIGTERM)
+    return tokenized_splits(*arguments)
+runs.tokenized_splits = asked
+main.app.run(main.main, argv=['lm.main', *sys.argv[1:]], flags_parser=main.parse_flags)
+"""
 # A start may take as long as it does on a loaded machine; one that is gone is noticed soon.
 LIMIT = watch.Limits(300, 5, 300)
 
@@ -45,14 +58,15 @@ def options(text, workdir, mesh=None, **changes):
     return command_line.arguments(text, workdir, **keys)
 
 
-def join(processes, count, devices, *commands, limits=LIMIT, address=None, prefixes=None):
+def join(
+    processes, count, devices, *commands, limits=LIMIT, address=None, prefixes=None, programs=None
+):
     """Starts processes of one run; several commands are one for each. Returns their numbers."""
     address = address or free_address()
     return [
         processes.start(
             [
-                '-m',
-                'lm.main',
+                *(programs[i] if programs else PROGRAM),
                 *commands[i % len(commands)],
                 f'--coordinator={address}',
                 f'--processes={count}',
@@ -155,6 +169,17 @@ def test_a_preempted_host_stops_all_and_any_number_goes_on(text, whole, processe
     jax.tree.map(np.testing.assert_array_equal, params(workdir), params(undisturbed))
     for copy in copies.values():
         np.testing.assert_allclose(losses(copy), losses(undisturbed), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_host_that_is_preempted_before_the_first_step_stops_all(text, processes, tmp_path):
+    command = [*options(text, tmp_path / 'run'), '--stopped_code=77']
+    numbers = join(processes, 2, 1, command, programs=[PROGRAM, ('-c', ASKED_EARLY)])
+    found = [processes.end(number) for number in numbers]
+    assert [end.code for end in found] == [77, 77], found
+    assert found[0].out.endswith('\nStopped at step 0. The same command goes on from there.\n')
+    assert 'Stopped' not in found[1].out
+    assert not read_metrics(tmp_path / 'run')
 
 
 @pytest.mark.slow

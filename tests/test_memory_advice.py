@@ -90,6 +90,66 @@ def test_activations():
     assert 'in another --workdir' in str(rows)
 
 
+STAGES = {'num_layers': 8, 'embed_dim': 1024, 'dtype': 'bfloat16'}
+
+
+@pytest.mark.parametrize(
+    ('limit', 'parts', 'repeats', 'most', 'after'),
+    [
+        # 4 stages keep what 4 + 4 turns need, each of a quarter of the rows.
+        (32, 0, 1, 8, 40 * (12 / 8) / (8 / 4)),
+        (26, 0, 1, 16, 40 * (20 / 16) / (8 / 4)),
+        (None, 0, 1, 8, 40 * (12 / 8) / (8 / 4)),
+        (38, 4, 2, 8, 40 * (20 / 16) / (12 / 8)),
+        (10, 8, 1, 16, 40 * (20 / 16) / (12 / 8)),
+    ],
+)
+def test_more_micro_batches(limit, parts, repeats, most, after):
+    keys = {'pipeline_microbatches': parts, 'pipeline_repeats': repeats}
+    found = advise(
+        {'activations': 40 * GB},
+        limit and limit * GB,
+        config(model=STAGES | keys),
+        mesh(stage=4, data=2),
+    )
+    (one,) = [one for one in found if 'model.pipeline_microbatches' in one.change]
+    assert one.change == {'model.pipeline_microbatches': most}
+    assert one.after == pytest.approx(after * GB, rel=1e-9)
+    assert one.enough == (limit and limit != 10)
+    assert one.resumable
+
+
+def test_micro_batches_that_are_of_one_row_are_not_cut():
+    keys = {'pipeline_microbatches': 16}
+    found = advise({'activations': GB}, None, config(model=STAGES | keys), mesh(stage=4, data=2))
+    assert [*changes(found)[0]] == ['model.remat']
+    assert changes(found)[1:] == [{'data.length': 512}]
+    keys = {'pipeline_repeats': 2}
+    rows = {'data': {'batch_size': 24, 'length': 1024}}
+    sizes = mesh(stage=4)
+    # 6 and 24 parts of 24 rows: with several pieces a stage the stages divide them.
+    found = advise({'activations': GB}, None, config(model=STAGES | keys, **rows), sizes)
+    assert {'model.pipeline_microbatches': 8} in changes(found)
+    found = advise({'activations': GB}, None, config(model=STAGES, **rows), sizes)
+    assert {'model.pipeline_microbatches': 6} in changes(found)
+
+
+def test_fewer_rows_are_still_whole_micro_batches():
+    """32 rows are 4 micro-batches over 2 parts of rows: by 4 they can be divided, and not by 8."""
+    found = advise({'activations': 40 * GB}, GB, config(model=STAGES), mesh(stage=4, data=2))
+    assert {'optimizer.accumulation': 4} in changes(found)
+    assert {'data.batch_size': 8} in changes(found)
+
+
+def test_rematerialisation_of_a_stage():
+    """A stage keeps inputs of its 2 layers in 7 turns of 4, and of one layer of a micro-batch all."""
+    found = advise({'activations': 40 * GB}, None, config(model=STAGES), mesh(stage=4, data=2))
+    (one,) = [one for one in found if 'model.remat' in one.change]
+    inputs = 16 * 1024 * 1024 * 2
+    ends = (2 + 2 * 7 / 4) * inputs
+    assert one.after == pytest.approx(2 * 7 / 4 * inputs + ends + 40 * GB / (2 * 8), rel=1e-6)
+
+
 def test_of_one_row_a_device_only_the_length_can_shrink():
     found = advise({'activations': 40 * GB}, None, config(), mesh(data=32))
     assert {'data.length': 512} in changes(found)

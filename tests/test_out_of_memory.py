@@ -117,6 +117,27 @@ def test_a_step_loses_nothing(text, tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize('index', [0, 3])
+def test_a_process_names_what_it_wrote(index, text, tmp_path, monkeypatch):
+    """As any of several: process 0 prints the line of the one that failed."""
+    tell = out_of_memory.Guard.tell
+
+    def tell_as_process(guard, error):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, 'process_index', lambda: index)
+            return tell(guard, error)
+
+    monkeypatch.setattr(out_of_memory.Guard, 'tell', tell_as_process)
+    monkeypatch.setattr(step.Steps, 'train', failing(step.Steps.train, 1))
+    workdir = tmp_path / 'run'
+    result = call(arguments(text, workdir, data__valid=''))
+    names = {0: 'out_of_memory', 3: 'out_of_memory.process3'}
+    assert_told(result, f'What lay in memory is in {workdir / names[index]}.json;')
+    written = sorted(path.name for path in workdir.glob('out_of_memory*'))
+    assert written == [f'{names[index]}.json', f'{names[index]}.prof']
+    assert json.loads((workdir / written[0]).read_text())['bytes_by_kind']['optimizer'] > 0
+
+
 def test_an_evaluation(text, tmp_path, monkeypatch):
     options = arguments(text, tmp_path / 'run', train__steps=5)
     with monkeypatch.context() as patch:

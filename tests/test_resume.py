@@ -19,6 +19,7 @@ from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 from lm.inference import load
+from lm.training import Loop
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 
@@ -177,6 +178,68 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(undisturbed, tmp_
     assert report(tmp_path / 'run')['history'][2]['event'] == 'resume'
     assert report(tmp_path / 'run')['history'][2]['step'] == 10
     assert_same_run(tmp_path / 'run', whole)
+
+
+# A signal comes in a stage before the loop, so many times.
+STOP_EARLY = """
+import signal, sys
+from lm import main
+from lm import run as runs
+tokenized_splits = runs.tokenized_splits
+def stopping(*arguments):
+    for _ in range({times}):
+        signal.raise_signal(signal.SIGTERM)
+    return tokenized_splits(*arguments)
+runs.tokenized_splits = stopping
+main.app.run(main.main, argv=['lm.main', *sys.argv[1:]], flags_parser=main.parse_flags)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('times', 'code'), [(1, 75), (2, -signal.SIGTERM)])
+def test_a_second_signal_kills(tmp_path, times, code):
+    options = arguments(write_text(tmp_path / 'text.txt'), tmp_path / 'run')
+    program = STOP_EARLY.replace('{times}', str(times))
+    result = run([*options, '--stopped_code=75'], program=program)
+    assert result.code == code, result.err
+    assert result.err == 'lm: asked to stop, at the end of this step or stage; once more kills.\n'
+
+
+@pytest.mark.parametrize(
+    ('place', 'name', 'step'),
+    [
+        (runs, 'build_tokenizer', 0),
+        (runs, 'tokenized_splits', 0),
+        (Checkpoints, 'restore', 0),
+        (Checkpoints, 'restore', 2),
+    ],
+)
+def test_a_signal_before_the_first_step_stops_after_the_stage(
+    tmp_path, monkeypatch, place, name, step
+):
+    changes = {'data__valid': '', 'train__steps': 3}
+    options = arguments(write_text(tmp_path / 'text.txt'), tmp_path / 'run', **changes)
+    if step:
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, 'stops', lambda _, taken: taken == step)
+            assert call(options).code == 0
+    before, stage, done = signal.getsignal(signal.SIGINT), getattr(place, name), []
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        result = stage(*arguments)
+        done.append(True)
+        return result
+
+    monkeypatch.setattr(place, name, interrupted)
+    result = call([*options, '--stopped_code=77'])
+    assert (result.code, done) == (77, [True]), result.err
+    assert result.out == f'Stopped at step {step}. The same command goes on from there.\n'
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.undo()
+    result = call(options)
+    assert result.code == 0, result.err
+    assert [line['step'] for line in metrics(tmp_path / 'run')] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -155,11 +155,22 @@ def execute(rendered: Rendered, folder: str | Path, say: Callable[[str], None] =
     for command in commands(rendered, folder):
         shown = shlex.join(command)
         say(f'+ {shown}')
-        returned = subprocess.run(command).returncode
+        returned = _run(command)
         if returned:
             raise RunStopped(f'exit code {returned} of: {shown}')
     say(f'Logs: {rendered.logs}')
     say(f'Stop: {rendered.stop}')
+
+
+def _run(command: list[str]) -> int:
+    """Returns the exit code of a command; where this one is interrupted, it may clean up first."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
 
 
 __all__ = ['TARGETS', 'Code', 'Job', 'Rendered', 'execute', 'machine', 'render', 'script', 'write']

@@ -6,13 +6,15 @@
 `launch.sh` asks for the TPU, waits, copies the code, trains on all hosts and shows what the first one
 says, and deletes the TPU when that has ended. It must stay alive to start again after a preemption: run
 it in tmux, or on a small machine. When it was stopped itself, the same command goes on: training does
-not notice. --option is passed on to `queued-resources create`, such as
+not notice. A connection that is lost is made again, which is no restart: the hosts say whether training
+still runs, or how it ended. --option is passed on to `queued-resources create`, such as
 --option=--valid-until-duration=6h
 (https://cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources/create).
 
 --code is a folder (this one by default; what git tracks of it is copied) or URL@COMMIT. Values of
---secret are copied in a file that only its owner reads. JAX finds the hosts by the metadata of the
-machine (agent-worker-number, worker-network-endpoints: jax._src.clusters.cloud_tpu_cluster).
+--secret are copied in a file that only its owner reads, and that is deleted here as soon as they are
+there. JAX finds the hosts by the metadata of the machine (agent-worker-number,
+worker-network-endpoints: jax._src.clusters.cloud_tpu_cluster).
 """
 
 import shlex
@@ -24,6 +26,8 @@ from lm.launch.job import Job, Rendered
 
 # Seconds between looks at a TPU that is not there yet; a test sets another.
 PAUSE = 30
+# Lost connections of one start; the next one is a restart.
+RECONNECTS = 10
 
 
 def render(job: Job) -> Rendered:
@@ -84,6 +88,7 @@ def _launch(job: Job) -> str:
         'WHERE': shlex.join(_where(job)),
         'CREATE': shlex.join(create),
         'RESTARTS': str(job.max_restarts),
+        'RECONNECTS': str(RECONNECTS),
         'PAUSE': str(PAUSE),
         'FINAL': final,
         'COPY': '\n'.join(f'  {line}' for line in _copy(job)),
@@ -141,6 +146,11 @@ name=@NAME@
 where=(@WHERE@)
 restarts=0
 counted='' # the failure that a TPU which is gone was seen by
+lost=0     # connections, since the last restart
+copied=''  # what the hosts need is there
+pack=''    # what is copied, with the secrets
+trap 'rm -rf "$pack"' EXIT
+trap 'exit 130' INT
 
 run() {
   printf '+ %s\n' "${*@Q}" >&2
@@ -167,17 +177,31 @@ delete() {
   run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-train() { # the exit code is that of host.sh; 255 where a host cannot be reached
-  local pack code=0
+copy() {
+  local code=0
   pack=$(mktemp -d)
 @COPY@
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet \
     --command="mkdir -p lm-$name && chmod 700 lm-$name" &&
-    run gcloud compute tpus tpu-vm scp "$pack"/* "$name:lm-$name/" "${where[@]}" --worker=all --quiet &&
-    run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet \
-      --command="bash lm-$name/host.sh" || code=$?
+    run gcloud compute tpus tpu-vm scp "$pack"/* "$name:lm-$name/" "${where[@]}" --worker=all \
+      --quiet || code=255
   rm -rf "$pack"
   return "$code"
+}
+
+train() { # the exit code is that of host.sh; 255 where a host cannot be reached, or not any more
+  if [ -z "$copied" ]; then
+    copy || return
+    copied=yes
+  fi
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet \
+    --command="bash lm-$name/host.sh $attempt"
+}
+
+begin() { # what the hosts start once, however often they are asked for it
+  attempt=$(date +%s)-$$-$restarts
+  lost=0
+  copied=''
 }
 
 again() {
@@ -188,12 +212,15 @@ again() {
     exit 1
   fi
   echo "Restart $restarts of at most @RESTARTS@: $1." >&2
+  begin
 }
 
+begin
 while true; do
   now=$(state)
   case $now in
     '')
+      [ "$lost" = 0 ] || again 'the TPU is gone'
       create
       sleep @PAUSE@
       ;;
@@ -207,8 +234,14 @@ while true; do
           ;;
       esac
       sleep @PAUSE@ # until it is known whether the TPU is there still
-      again "exit code $code"
-      counted=yes
+      if [ "$code" = 255 ] && [ "$lost" -lt @RECONNECTS@ ]; then
+        lost=$((lost + 1))
+        counted=''
+        echo "No connection, or it was lost: once more, $lost of at most @RECONNECTS@ times." >&2
+      else
+        again "exit code $code"
+        counted=yes
+      fi
       ;;
     FAILED | SUSPENDED | ACTIVE/ | ACTIVE/PREEMPTED | ACTIVE/TERMINATED)
       [ -n "$counted" ] || again "the TPU was $now"
@@ -224,22 +257,35 @@ done
 """
 
 _HOST = r"""#!/usr/bin/env bash
-# On each host: starts training unless it runs, shows what the first host says, and ends as training
-# ends.
+# On each host: starts training for this attempt unless it was started or still runs, shows what the
+# first host says, and ends as training ends.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 mark=/dev/shm/lm-NAME.pid # gone after a restart of the machine
-if ! { [ -f "$mark" ] && kill -0 "$(cat "$mark")" 2> /dev/null; }; then
-  rm -f code.txt
-  touch train.log
-  setsid nohup bash -c 'code=0; bash train.sh || code=$?; echo "$code" > code.txt' \
-    >> train.log 2>&1 < /dev/null &
-  echo "$!" > "$mark"
+
+runs() {
+  [ -f "$mark" ] && kill -0 "$(cat "$mark")" 2> /dev/null
+}
+
+if [ "$(cat attempt.txt 2> /dev/null)" != "$1" ]; then
+  if ! runs; then
+    rm -f code.txt
+    touch train.log
+    setsid nohup bash -c 'code=0; bash train.sh || code=$?; echo "$code" > code.txt' \
+      >> train.log 2>&1 < /dev/null &
+    echo "$!" > "$mark"
+  fi
+  echo "$1" > attempt.txt
 fi
-tail --pid="$(cat "$mark")" -n 20 -F train.log
-code=$(cat code.txt 2> /dev/null || echo 255) # 255: killed before it could say
+if runs; then
+  tail --pid="$(cat "$mark")" -n 20 -F train.log
+else
+  tail -n 20 train.log
+fi
+code=$(cat code.txt 2> /dev/null || echo 137) # killed before it could say
 case $code in
   1 | 2) exit $((code + 100)) ;; # not to be taken for gcloud's own
+  255) exit 254 ;;               # nor for a connection that is lost
   *) exit "$code" ;;
 esac
 """

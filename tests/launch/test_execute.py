@@ -1,7 +1,9 @@
 """Rendered jobs run, with stand-ins for the tools that write down what they were called with."""
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -137,11 +139,12 @@ def test_the_printed_script_does_the_same(target, tools, tmp_path):
         [w.replace(str(tmp_path / 'b'), str(tmp_path / 'a')) for w in c] for c in calls(folder)
     ]
 
-    def without_pack(words: list[str]) -> list[str]:
-        return [word for word in words if not word.startswith('/tmp')]
+    def the_same_each_time(words: list[str]) -> list[str]:
+        found = [word for word in words if not word.startswith('/tmp')]
+        return [re.sub(r'host.sh [\d-]+', 'host.sh', word) for word in found]
 
-    if target == 'tpu-vm':  # What is copied lies in a temporary folder.
-        executed, again = map(without_pack, executed), map(without_pack, again)
+    if target == 'tpu-vm':  # What is copied lies in a temporary folder, and attempts have names.
+        executed, again = map(the_same_each_time, executed), map(the_same_each_time, again)
     assert list(again) == list(executed)
     assert launch_jobs.snapshot(tmp_path / 'a') == launch_jobs.snapshot(tmp_path / 'b')
 
@@ -223,6 +226,40 @@ def test_what_a_restart_would_repeat_ends_it(tools, tmp_path, machine, code, end
     assert steps(folder) == ['scp', 'train', 'delete']
 
 
+def test_a_lost_connection_is_made_again_and_is_no_restart(tools, tmp_path):
+    trained = [255, 255, 0]
+    folder, error = keep(tools, tmp_path, trained, ['ACTIVE'], ['READY'], max_restarts=0)
+    assert error is None
+    assert steps(folder) == ['scp', 'train', 'train', 'train', 'delete']
+    asked = [words for words in calls(folder) if 'host.sh' in words[-1]]
+    assert asked[0] == asked[1] == asked[2]
+
+
+def test_hosts_that_cannot_be_reached_yet_are_no_restart(tools, tmp_path):
+    answers = {'scp': [['', 1], ['', 0]], 'queued': [['ACTIVE', 0]], 'list': [['READY', 0]]}
+    folder = tools(of=answers)
+    job = launch_jobs.job('tpu-vm', max_restarts=0, code=launch_jobs.GIT)
+    launch.execute(launch.render('tpu-vm', job), tmp_path / 'out', refuse)
+    assert steps(folder) == ['scp', 'scp', 'train', 'delete']
+
+
+def test_lost_connections_are_limited(tools, tmp_path, monkeypatch):
+    monkeypatch.setattr(tpu_vm, 'RECONNECTS', 2)
+    folder, error = keep(tools, tmp_path, [255], ['ACTIVE'], ['READY'], max_restarts=1)
+    assert error == 'exit code 1'
+    assert steps(folder) == [*['scp', 'train', 'train', 'train'] * 2, 'delete']
+    asked = {words[-1] for words in calls(folder) if 'host.sh' in words[-1]}
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize('gone', [['', 'ACTIVE', ''], ['', 'ACTIVE', 'SUSPENDED', '']])
+def test_a_tpu_that_is_gone_with_the_connection_is_a_restart(gone, tools, tmp_path):
+    folder, error = keep(tools, tmp_path, [255], gone, ['READY'], max_restarts=0)
+    assert error == 'exit code 1'
+    assert steps(folder)[:3] == ['create', 'scp', 'train']
+    assert steps(folder).count('create') == 1
+
+
 def test_restarts_are_limited(tools, tmp_path):
     folder, error = keep(tools, tmp_path, [1], ['ACTIVE'], ['READY'], max_restarts=2)
     assert error == 'exit code 1'
@@ -262,6 +299,56 @@ def test_hosts_get_what_git_tracks_and_the_secrets(tools, tmp_path):
     assert 'hunter2' not in (folder / 'calls.jsonl').read_text()
 
 
+# Stands in for gcloud while it copies: says so, and does not end.
+COPIES = """#!/bin/bash
+case "$*" in
+  *queued*) echo ACTIVE ;;
+  *list*) echo READY ;;
+  *"HANGS"*) echo there > TOLD; exec sleep 600 ;;
+esac
+"""
+EXECUTES = """
+import sys
+sys.path[:0] = sys.argv[2:]
+import launch_jobs
+from lm import launch
+launch.execute(launch.render('tpu-vm', launch_jobs.job('tpu-vm')), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize('everybody', [True, False])
+@pytest.mark.parametrize(('what', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('hangs', ['tpu-vm scp', 'bash lm-gpt2'])
+def test_no_secret_stays_here(hangs, what, code, everybody, tools, tmp_path):
+    folder, temporary = tools(), tmp_path / 'temporary'
+    temporary.mkdir()
+    os.mkfifo(tmp_path / 'told')
+    stand_in = COPIES.replace('HANGS', hangs).replace('TOLD', str(tmp_path / 'told'))
+    (folder / 'gcloud').write_text(stand_in)
+    launch.write(launch.render('tpu-vm', launch_jobs.job('tpu-vm')), tmp_path / 'out')
+    command = ['bash', str(tmp_path / 'out' / 'launch.sh')]
+    if what == signal.SIGINT:
+        command = [sys.executable, '-c', EXECUTES, str(tmp_path / 'out'), *sys.path]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {'TMPDIR': str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert (tmp_path / 'told').read_text() == 'there\n'
+        assert [path.name for path in temporary.glob('*/secrets.sh')] == (
+            ['secrets.sh'] if 'scp' in hangs else []
+        )
+        (os.killpg if everybody else os.kill)(process.pid, what)
+        assert process.wait(60) in (code, -what)
+        assert not [*temporary.iterdir()]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.fixture
 def host(tmp_path):
     """The folder of a host, with a train.sh that waits until it is told how to end."""
@@ -274,23 +361,56 @@ def host(tmp_path):
     Path(f'/dev/shm/lm-{name}.pid').unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(('code', 'ends'), [(2, 102), (77, 77)])
-def test_a_host_ends_as_training_ends_whoever_looks_on(host, code, ends):
-    def look() -> subprocess.Popen:
-        command = ['bash', str(host / 'host.sh')]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        assert process.stdout.readline() == b'started\n'
-        return process
+def look(host: Path, attempt: str) -> subprocess.Popen:
+    """Runs host.sh until training says that it runs."""
+    process = subprocess.Popen(
+        ['bash', str(host / 'host.sh'), attempt],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == b'started\n'
+    return process
 
-    first = look()
+
+def end(process: subprocess.Popen) -> int:
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.mark.parametrize('attempt', ['a', 'b'])
+@pytest.mark.parametrize(('code', 'ends'), [(2, 102), (77, 77), (255, 254)])
+def test_a_host_ends_as_training_ends_whoever_looks_on(host, code, ends, attempt):
+    first = look(host, 'a')
     os.killpg(first.pid, signal.SIGKILL)  # The connection is lost; training goes on.
-    first.communicate(timeout=60)
-    second = look()
+    end(first)
+    second = look(host, attempt)
     (host / 'tell').write_text(f'{code}\n')
-    second.communicate(timeout=60)
-    assert second.returncode == ends
+    assert end(second) == ends
+    assert (host / 'train.log').read_text() == 'started\n'
+
+
+def test_a_host_says_how_an_attempt_ended_and_starts_the_next(host):
+    first = look(host, 'a')
+    (host / 'tell').write_text('75\n')
+    assert end(first) == 75
+    assert end(look(host, 'a')) == 75  # The connection was lost: it is asked again.
+    assert (host / 'train.log').read_text() == 'started\n'
+    second = look(host, 'b')
+    (host / 'tell').write_text('0\n')
+    assert end(second) == 0
+    assert (host / 'train.log').read_text() == 'started\n' * 2
+
+
+@pytest.mark.parametrize('reboots', [True, False])
+def test_training_that_was_killed_did_not_lose_the_connection(host, reboots):
+    first = look(host, 'a')
+    mark = next(Path('/dev/shm').glob(f'lm-test-{os.getpid()}.pid'))
+    os.killpg(int(mark.read_text()), signal.SIGKILL)
+    assert end(first) == 137
+    if reboots:
+        mark.unlink()
+    assert end(look(host, 'a')) == 137
     assert (host / 'train.log').read_text() == 'started\n'
 
 
