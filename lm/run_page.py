@@ -17,7 +17,7 @@ GOODPUT_NOTE = (
 )
 PROFILE_NOTE = (
     'At each moment a device is with what it computes, or else with what it copies, or else with '
-    'collectives, or else idle: what runs beside a computation costs no time. The mean of the devices named.'
+    'collectives, or else idle: what runs beside a computation costs no time. The mean of these devices.'
 )
 
 
