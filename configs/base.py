@@ -461,7 +461,8 @@ def get_config() -> ConfigDict:
             # tuple of int, steps. The first and the last to trace with jax.profiler, into the workdir's
             # `profile`: (10, 13) are four steps, compiled by then. () = off.
             'profile': (),
-            # bool. Every host traces, and not the first alone: to find the one that others wait for.
+            # bool. Every host traces, and not the first alone: to find the one that others wait for. The
+            # report's table is of one of them, which it names.
             'profile_all_hosts': False,
         }
     )

@@ -94,7 +94,8 @@ def summary(workdir: Path) -> dict[str, Any] | None:
     """Returns what a workdir's last trace says, or None without one.
 
     Returns:
-        What `lm.profile_table.table` returns, and from the workdir `folder`, and `trace` for Perfetto.
+        What `lm.profile_table.table` returns, and from the workdir `folder`, and `trace` for Perfetto, of
+        the same host.
     """
     session = newest(workdir)
     try:
@@ -104,7 +105,8 @@ def summary(workdir: Path) -> dict[str, Any] | None:
         return None
     if not found:
         return None
-    trace = max(session.glob('*.trace.json.gz'), default=session)
+    trace = session / f'{found["of"]}.trace.json.gz'
+    trace = trace if trace.is_file() else session
     return found | {'folder': FOLDER, 'trace': str(trace.relative_to(workdir))}
 
 

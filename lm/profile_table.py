@@ -213,7 +213,7 @@ def table(session: Path, operations: Mapping[str, Mapping[str, str]]) -> dict[st
     Returns:
         `steps`, the first and the last; `seconds`, from the dispatch of the first to the metrics of the
         last; `devices`; `device`, the part of the time in each category, the mean over the devices; `host`,
-        the part in each of `HOST`.
+        the part in each of `HOST`; `of`, the name of the host whose trace it is: of several the last one.
     """
     from jax.profiler import ProfileData
 
@@ -251,6 +251,7 @@ def table(session: Path, operations: Mapping[str, Mapping[str, str]]) -> dict[st
         'devices': len(devices),
         'device': _mean([shares(events, start, end) for events in devices.values()], end - start),
         'host': _host(host, start, end),
+        'of': file.name.removesuffix('.xplane.pb'),
     }
 
 

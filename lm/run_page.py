@@ -17,7 +17,7 @@ GOODPUT_NOTE = (
 )
 PROFILE_NOTE = (
     'At each moment a device is with what it computes, or else with what it copies, or else with '
-    'collectives, or else idle: what runs beside a computation costs no time. The mean of all devices.'
+    'collectives, or else idle: what runs beside a computation costs no time. The mean of these devices.'
 )
 
 
@@ -111,7 +111,8 @@ def _lead(goodput: Mapping[str, Any]) -> str:
 def _profiled(profile: Mapping[str, Any]) -> str:
     first, last = profile['steps']
     count = profile['devices']
-    return f'Steps {first} to {last}, on {count} device{"s" * (count != 1)}:'
+    host = f' of host {profile["of"]}' if 'of' in profile else ''
+    return f'Steps {first} to {last}, on {count} device{"s" * (count != 1)}{host}:'
 
 
 def _share(value: float) -> str:

@@ -71,6 +71,28 @@ def test_the_report_says_where_their_time_went(traced):
     assert f'xprof --logdir={workdir / "profile"}' in lines[0]
 
 
+def test_of_several_hosts_the_table_says_whose_it_is(traced, tmp_path):
+    shutil.copytree(traced[0] / 'profile', tmp_path / 'profile')
+    (file,) = tmp_path.rglob('*.xplane.pb')
+    (trace,) = tmp_path.rglob('*.trace.json.gz')
+    name = file.name.removesuffix('.xplane.pb')
+    assert profile.summary(tmp_path)['of'] == name
+    for other in ('zz.b', '0'):  # The first one has no trace for Perfetto beside it.
+        shutil.copy(file, file.with_name(f'{other}.xplane.pb'))
+    shutil.copy(trace, trace.with_name('0.trace.json.gz'))
+    found = profile.summary(tmp_path)
+    assert found['of'] == 'zz.b'
+    assert found['trace'] == str(file.parent.relative_to(tmp_path))
+    shutil.copy(trace, trace.with_name('zz.b.trace.json.gz'))
+    found = profile.summary(tmp_path)
+    assert found['trace'].endswith('/zz.b.trace.json.gz')
+    for text in (run_page.markdown, run_page.html):
+        assert 'Steps 4 to 6, on 2 devices of host zz.b:' in text({'profile': found})['Profile']
+        del found['of']  # As of reports from before.
+        assert 'Steps 4 to 6, on 2 devices:' in text({'profile': found})['Profile']
+        found['of'] = 'zz.b'
+
+
 def test_rows_of_the_table():
     found = {
         'steps': [10, 13],

@@ -126,7 +126,8 @@ def statistics(
 
     - `loss`: what is minimised, `balance_loss` times the next and `router_z_loss` times the one after;
     - `balance`, 1 if loads are even in each row, and `z`;
-    - `load`: the busiest expert's divided by the mean, in this batch (with accumulation, in its part);
+    - `load`: the busiest expert's divided by the mean, in this batch (with accumulation or a pipeline,
+      in its part);
     - `dropped`: the part of choices that found no room; of expert choice that of tokens which none took;
     - `tokens`: 1.
     """

@@ -11,7 +11,7 @@ import pytest
 
 import lm
 from lm import config as configs
-from lm import mesh, models, tree
+from lm import mesh, models, terms, tree
 from lm.config import RESUMABLE
 from lm.errors import InputError
 from lm.models import pipeline
@@ -127,6 +127,50 @@ def test_every_mesh_gives_the_loss_and_gradient_of_one_device(sizes, micro_batch
 )
 def test_every_model_gives_the_loss_and_gradient_of_one_device(options, repeats):
     check_that_one_device_agrees({'stage': 2, 'data': 2}, 4, repeats, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('sizes', 'repeats', 'options'),
+    [
+        ({'stage': 2, 'expert': 2, 'tensor': 2}, 1, {'expert_every': 2}),
+        ({'stage': 2, 'fsdp': 2}, 2, {'remat': 'full'}),
+        ({'stage': 2}, 1, {'expert_dispatch': 'capacity', 'capacity_factor': 0.5}),
+    ],
+    ids=str,
+)
+def test_experts_in_stages_give_and_sow_what_one_device_does(sizes, repeats, options):
+    def of(sizes, **own):
+        model = make_model(experts=4, balance_loss=0.1, **options, **own)
+        device_mesh = make_mesh(**sizes)
+        pipeline.check(model.config, device_mesh)
+
+        def loss(params, batch):
+            out, sown = model.apply(
+                {'params': params}, **batch, method='hidden', deterministic=False, mutable='experts'
+            )
+            sums = terms.loss.experts_sums(sown['experts'])
+            error = jnp.mean(jnp.sin(3 * out + jnp.arange(out.shape[-1])))
+            return error + sums['loss'] / (ROWS * LENGTH), sums
+
+        params = make_params(model)
+        layout = mesh.parameter_shardings(params, device_mesh), mesh.batch_sharding(device_mesh)
+        arguments = jax.device_put((params, make_batch(model)), layout)
+        with jax.set_mesh(device_mesh):
+            step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+            return jax.device_get(step(*arguments))
+
+    ((found, sums), gradient) = of(sizes, pipeline_microbatches=4, pipeline_repeats=repeats)
+    ((expected, whole), expected_gradient) = of({})
+    for name in ('load', 'worst_load'):  # The busiest expert of each micro-batch may be another.
+        assert sums.pop(name) >= whole.pop(name) - 1e-3
+    assert set(whole) == {'loss', 'balance', 'z', 'dropped'}
+    assert (whole['dropped'] > 0) == ('capacity_factor' in options)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        (found, sums, gradient),
+        (expected, whole, expected_gradient),
+    )
 
 
 # --- the schedule -----------------------------------------------------------------------------------
