@@ -312,8 +312,9 @@ def get_config() -> ConfigDict:
             # int. R: pieces of the layers a stage; rows go round so many times. Less is idle, and R times
             # as much is sent. Above 1 the stages must divide M.
             'pipeline_repeats': 1,
-            # str: none | dots | full. What the backward pass recomputes instead of keeping: nothing,
-            # all but matrix products, everything. Less memory, more time.
+            # str: none | dots | full. What the backward pass recomputes instead of keeping: nothing;
+            # all but the products of dense layers (those of attention itself and of experts are made
+            # again); everything. Less memory, more time.
             'remat': 'none',
             # str: float32 | bfloat16 | float16 (with a loss scale: see `optimizer`). Computation;
             # parameters stay float32.

@@ -135,7 +135,7 @@ def joined(place: Place, devices: Any, limits: Limits) -> Iterator[None]:
 
 def _join_jax(place: Place, limits: Limits, devices: Any) -> None:
     logging.getLogger('jax._src.distributed').setLevel(logging.WARNING)
-    # Its notice of SIGTERM would hide the signal from `lm.loop` before the loop begins.
+    # Its notice of SIGTERM would hide the signal from `lm.signals` before the loop begins.
     jax.config.update('jax_enable_preemption_service', False)
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     address = place.address if place.index == 0 else _relay(place.address)

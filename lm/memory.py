@@ -12,6 +12,7 @@ memory.
 import contextlib
 import ctypes
 import importlib.util
+import math
 import os
 import platform
 import re
@@ -77,16 +78,19 @@ def _only_cpu() -> bool:
     return not any(importlib.util.find_spec(name) for name in _ACCELERATORS)
 
 
-def _peak_bytes() -> int:
-    """Returns the most memory that this program has had.
+def _peak_bytes() -> float:
+    """Returns the most memory that this program has had; infinity where that is not told.
 
     Not `getrusage`, which tells a program that another one has started of that one's memory too.
     """
-    status = Path('/proc/self/status').read_text()
-    return int(re.search(r'^Vm(?:HWM|RSS):\s*(\d+) kB$', status, re.MULTILINE)[1]) * 1024
+    with contextlib.suppress(OSError):
+        status = Path('/proc/self/status').read_text()
+        if found := re.search(r'^Vm(?:HWM|RSS):\s*(\d+) kB$', status, re.MULTILINE):
+            return int(found[1]) * 1024
+    return math.inf
 
 
-def _spare(peak: int) -> bool:
+def _spare(peak: float) -> bool:
     """Whether the machine, or the container, could hold a process of so many bytes several times."""
     return _LEAST_SPARE * peak <= machine_bytes()
 

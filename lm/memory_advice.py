@@ -131,7 +131,9 @@ def _rematerialise(
     A pipeline has besides what goes into its loop and comes out of each turn, and their gradients.
     """
     before, model = found.get('activations', 0), config.model
-    layers = model.num_layers + model.encoder_layers * (model.architecture == 'encoder_decoder')
+    layers = model.num_layers
+    if model.architecture == 'encoder_decoder':
+        layers += model.encoder_layers or model.num_layers
     width = {'bfloat16': 2, 'float16': 2}.get(model.dtype, 4)
     rows = -(-config.data.batch_size // (config.optimizer.accumulation * _rows(mesh)))
     inputs = rows * -(-config.data.length // mesh['sequence']) * model.embed_dim * width

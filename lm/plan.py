@@ -254,11 +254,11 @@ def _largest(live: list[hlo_memory.Buffer]) -> list[dict[str, Any]]:
 
 def _short(source: str) -> str:
     """Returns `lm/step.py:105` of the path of a line, wherever packages are installed."""
-    for folder in ('/lm/', '/site-packages/'):
-        before, found, rest = source.rpartition(folder)
-        if found:
-            return f'lm/{rest}' if folder == '/lm/' else rest
-    return source
+    _, installed, rest = source.rpartition('/site-packages/')
+    _, ours, below = source.rpartition('/lm/')
+    if installed:
+        return rest
+    return f'lm/{below}' if ours else source
 
 
 def estimate(run: Run, on: Target, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Being asked to stop: noted, and heeded where nothing is lost."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -11,9 +12,10 @@ _SAID = b'lm: asked to stop, at the end of this step or stage; once more kills.\
 
 
 class Stop(threading.Event):
-    """Is set by SIGTERM, as a preempted machine sends it, or Ctrl-C; a second one does what it did before.
+    """Is set by SIGTERM, as a preempted machine sends it, or Ctrl-C.
 
-    A context manager; outside of it, and after `close`, signals do what they did before.
+    A context manager; outside of it, after the first signal and after `close`, signals do what they did
+    before. Python heeds none inside of a compilation, or while it waits for other hosts.
     """
 
     def __init__(self) -> None:
@@ -25,10 +27,11 @@ class Stop(threading.Event):
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def _note(self, number: int, _: Any) -> None:
+    def _note(self, _number: int, _frame: Any) -> None:
         self.set()
-        signal.signal(number, self._before[number])
-        os.write(2, _SAID)
+        self.close()
+        with contextlib.suppress(OSError):  # Ctrl-C may have ended who reads it: `2>&1 | tee log`.
+            os.write(2, _SAID)
 
     def close(self) -> None:
         """Leaves signals to whom they were."""

@@ -34,7 +34,8 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
 
     Returns:
         The report, as in `report.json`; `finished` is False if the process was asked to stop (SIGTERM,
-        Ctrl-C). Where that was before the first step there is no report, only `finished` and `steps`.
+        Ctrl-C). Where that was before the first step there is no report: it has `finished`, `steps`, and
+        no `splits` and `tasks`.
 
     Raises:
         InputError: something in the config, the data or the workdir is wrong, or the disk is full, or a
@@ -57,8 +58,6 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
         # ---------------------------------------------------------------- build
         with ledger.during('tokenizer'):
             text = runs.build_tokenizer(config, workdir)
-        if mesh.agree(stop.is_set()):
-            return _stopped(workdir)
         with ledger.during('build'):
             guard.run = run = runs.build(config, text, device_mesh)
         with ledger.during('data'):
@@ -109,7 +108,8 @@ def train(config: ConfigDict, workdir: str | Path, began: float | None = None) -
 
 def _stopped(workdir: Path) -> dict[str, Any]:
     """Returns what is known of a run that was asked to stop before the first step of this start."""
-    return {'finished': False, 'steps': newest_step(workdir / 'checkpoints') or 0}
+    step = newest_step(workdir / 'checkpoints') or 0
+    return {'finished': False, 'steps': step, 'splits': {}, 'tasks': {}}
 
 
 def _invalid_bytes(splits: Mapping[str, Mapping[str, TokenizedSplit]]) -> dict[str, Any]:

@@ -46,8 +46,8 @@ hypothesis.settings.register_profile('lm', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('lm')
 
 
-# A compiled program takes three and more; a process may have 65,530 (Linux's vm.max_map_count), and ends
-# where it asks for another. With this many it also has more than a gigabyte.
+# A compiled program takes three or more maps of memory. A process may have 65,530 (Linux's
+# vm.max_map_count), and ends where it asks for another; with this many it also has more than a gigabyte.
 MOST_MAPS = 3_000
 
 

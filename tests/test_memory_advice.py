@@ -176,3 +176,12 @@ def test_nothing_is_advised_that_is_so_already():
 def test_sizes():
     numbers = (12_300, 350e6, 999.96e6, 2.8e9, 4e14, 3e15)
     assert [size(n) for n in numbers] == ['12.3 kB', '350 MB', '1 GB', '2.8 GB', '400 TB', '3 PB']
+
+
+def test_an_encoder_has_as_many_layers_as_the_decoder_unless_they_are_told():
+    def advised(layers):
+        model = {'num_layers': 10, 'encoder_layers': layers, 'architecture': 'encoder_decoder'}
+        options = config(model=model | {'embed_dim': 1024, 'dtype': 'bfloat16'})
+        return advise({'activations': 40 * GB}, GB, options, mesh())
+
+    assert advised(0) == advised(10) != advised(20)

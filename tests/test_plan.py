@@ -80,6 +80,23 @@ def test_the_largest_arrays_have_a_line(sharded):
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ('path', 'short'),
+    [
+        ('/home/me/lm/lm/step.py:105', 'lm/step.py:105'),
+        (
+            '/opt/lm/.venv/lib/python3.12/site-packages/flax/linen/linear.py:7',
+            'flax/linen/linear.py:7',
+        ),
+        ('/usr/lib/python3.12/site-packages/lm/step.py:105', 'lm/step.py:105'),
+        ('/home/me/run.py:3', '/home/me/run.py:3'),
+        ('', ''),
+    ],
+)
+def test_a_line_is_named_as_of_its_package(path, short):
+    assert plan._short(path) == short
+
+
 DECODERS = {
     'gpt': {'position': 'learned', 'bias': True, 'norm': 'layernorm'},
     'llama': {'activation': 'swiglu', 'tie_embeddings': False, 'num_kv_heads': 2},

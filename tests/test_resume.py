@@ -19,7 +19,7 @@ from lm import workdir as workdirs
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 from lm.inference import load
-from lm.training import Loop
+from lm.loop import Loop
 
 pytestmark = pytest.mark.usefixtures('two_devices', 'no_charts')
 

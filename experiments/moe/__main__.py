@@ -55,7 +55,9 @@ def train(case: str, seed: int, steps: int, workdir: Path) -> dict:
     """Returns the numbers of a run, and its curves."""
     folder = workdir / f'{case.replace(" ", "-").replace(",", "")}-{seed}-{steps}'
     if not (folder / 'report.json').exists():
-        lm.train(make_config(case, seed, steps), folder)
+        report = lm.train(make_config(case, seed, steps), folder)
+        if not report['finished']:
+            raise SystemExit('stopped; the same command goes on.')
     # In one batch: the loads of the whole split.
     whole = evaluate(folder, config=make_config(case, seed, steps, eval={'batch_size': 256}))
     report = json.loads((folder / 'report.json').read_text())

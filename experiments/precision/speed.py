@@ -41,6 +41,8 @@ def main() -> None:
             generate={'samples': 1, 'max_tokens': 1},
         )
         report = lm.train(config, options.workdir / matmul)
+        if not report['finished']:
+            raise SystemExit('stopped; the same command goes on.')
         print(json.dumps({'matmul': matmul} | report['throughput'] | report['environment']))
 
 

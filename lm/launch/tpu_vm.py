@@ -26,7 +26,7 @@ from lm.launch.job import Job, Rendered
 
 # Seconds between looks at a TPU that is not there yet; a test sets another.
 PAUSE = 30
-# Lost connections of one start; the next one is a restart.
+# Lost connections of one start; one more counts as a restart.
 RECONNECTS = 10
 
 
@@ -101,16 +101,17 @@ def _launch(job: Job) -> str:
 
 def _copy(job: Job) -> list[str]:
     """Returns lines that put what the hosts need into the folder "$pack"."""
-    lines = ['cp host.sh train.sh "$pack"']
+    # Each ends the script where it fails: `set -e` does not, in a function whose exit code is looked at.
+    lines = ['cp host.sh train.sh "$pack" || exit']
     if job.code.kind == 'folder':
         folder = shlex.quote(str(Path(job.code.where).resolve()))
         lines += [
             f'git -C {folder} ls-files -z |',
-            f'  tar -C {folder} --null --files-from=- -czf "$pack/code.tar.gz"',
+            f'  tar -C {folder} --null --files-from=- -czf "$pack/code.tar.gz" || exit',
         ]
     for name in job.secrets:
         lines += [
-            f"""printf 'export {name}=%q\\n' "${{{name}:?is not set}}" >> "$pack/secrets.sh\""""
+            f"""printf 'export {name}=%q\\n' "${{{name}:?is not set}}" >> "$pack/secrets.sh" || exit"""
         ]
     return lines
 
@@ -145,8 +146,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 name=@NAME@
 where=(@WHERE@)
 restarts=0
-counted='' # the failure that a TPU which is gone was seen by
+counted='' # the restart that a TPU which is gone may be the cause of
 lost=0     # connections, since the last restart
+silent=@RECONNECTS@ # times in a row that the API did not answer; at first it has to
 copied=''  # what the hosts need is there
 pack=''    # what is copied, with the secrets
 trap 'rm -rf "$pack"' EXIT
@@ -179,7 +181,7 @@ delete() {
 
 copy() {
   local code=0
-  pack=$(mktemp -d)
+  pack=$(mktemp -d) || exit
 @COPY@
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet \
     --command="mkdir -p lm-$name && chmod 700 lm-$name" &&
@@ -189,10 +191,11 @@ copy() {
   return "$code"
 }
 
-train() { # the exit code is that of host.sh; 255 where a host cannot be reached, or not any more
+train() { # the exit code is that of host.sh; 255 or 1 where a host cannot be reached, or not any more
   if [ -z "$copied" ]; then
     copy || return
     copied=yes
+    counted=''
   fi
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet \
     --command="bash lm-$name/host.sh $attempt"
@@ -207,8 +210,8 @@ begin() { # what the hosts start once, however often they are asked for it
 again() {
   restarts=$((restarts + 1))
   if [ "$restarts" -gt @RESTARTS@ ]; then
-    [ -z "$(state)" ] || delete
     echo "error: given up after @RESTARTS@ restarts: $1." >&2
+    if ! now=$(state) || [ -n "$now" ]; then delete; fi
     exit 1
   fi
   echo "Restart $restarts of at most @RESTARTS@: $1." >&2
@@ -217,15 +220,28 @@ again() {
 
 begin
 while true; do
-  now=$(state)
+  code=0
+  now=$(state) || code=$?
+  if [ "$code" != 0 ]; then
+    if [ "$silent" -ge @RECONNECTS@ ]; then
+      echo 'error: gcloud does not answer. Start this again: what trains goes on meanwhile.' >&2
+      exit "$code"
+    fi
+    silent=$((silent + 1))
+    echo "No answer: once more, $silent of at most @RECONNECTS@ times." >&2
+    sleep @PAUSE@
+    continue
+  fi
+  silent=0
   case $now in
     '')
-      [ "$lost" = 0 ] || again 'the TPU is gone'
+      [ "$lost" = 0 ] || [ -n "$counted" ] || again 'the TPU is gone'
+      counted=''
+      lost=0
       create
       sleep @PAUSE@
       ;;
     ACTIVE/READY)
-      code=0
       train || code=$?
       case $code in
         @FINAL@)
@@ -234,9 +250,8 @@ while true; do
           ;;
       esac
       sleep @PAUSE@ # until it is known whether the TPU is there still
-      if [ "$code" = 255 ] && [ "$lost" -lt @RECONNECTS@ ]; then
+      if { [ "$code" = 255 ] || [ "$code" = 1 ]; } && [ "$lost" -lt @RECONNECTS@ ]; then
         lost=$((lost + 1))
-        counted=''
         echo "No connection, or it was lost: once more, $lost of at most @RECONNECTS@ times." >&2
       else
         again "exit code $code"

@@ -10,9 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from lm import matmul
 from lm.layers.products import PRODUCTS
 
-PRODUCT = (
-    'product'  # What policies of rematerialisation know results by, in the dtype that they have.
-)
+# What policies of rematerialisation know the results of dense layers by, in the dtype that they have.
+PRODUCT = 'product'
 STDDEV = 0.02  # Of initial weights, as in GPT-2.
 
 

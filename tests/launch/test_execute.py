@@ -235,6 +235,41 @@ def test_a_lost_connection_is_made_again_and_is_no_restart(tools, tmp_path):
     assert asked[0] == asked[1] == asked[2]
 
 
+@pytest.mark.parametrize('silence', [1, tpu_vm.RECONNECTS])
+def test_what_gcloud_itself_fails_at_is_a_lost_connection(silence, tools, tmp_path):
+    answers = {
+        'queued-resources list': [['ACTIVE', 0], *[['', 1]] * silence, ['ACTIVE', 0]],
+        'tpu-vm list': [['READY', 0]],
+        'ssh .*host.sh': [['', 255], ['', 1], ['', 0]],
+    }
+    folder = tools(of=answers)
+    job = launch_jobs.job('tpu-vm', max_restarts=0, code=launch_jobs.GIT)
+    launch.execute(launch.render('tpu-vm', job), tmp_path / 'out', refuse)
+    assert steps(folder) == ['scp', 'train', 'train', 'train', 'delete']
+
+
+def test_a_host_that_failed_since_the_tpu_is_gone_is_one_restart(tools, tmp_path):
+    answers = {
+        'queued-resources list': [['ACTIVE', 0], ['ACTIVE', 0], ['SUSPENDED', 0], ['ACTIVE', 0]],
+        'tpu-vm list': [['READY', 0]],
+        'scp': [['', 0], ['', 255], ['', 0]],
+        'ssh .*host.sh': [['', 75], ['', 0]],
+    }
+    folder = tools(of=answers)
+    job = launch_jobs.job('tpu-vm', max_restarts=1, code=launch_jobs.GIT)
+    launch.execute(launch.render('tpu-vm', job), tmp_path / 'out', refuse)
+    assert steps(folder) == ['scp', 'train', 'scp', 'delete', 'scp', 'train', 'delete']
+
+
+def test_what_cannot_be_packed_is_not_sent(tools, tmp_path):
+    (tmp_path / 'lm').mkdir()
+    (tmp_path / 'lm' / 'main.py').touch()
+    code = launch.code(str(tmp_path))
+    folder, error = keep(tools, tmp_path, [0], ['ACTIVE'], ['READY'], code=code)
+    assert error == 'exit code 128'  # git's: it is no checkout
+    assert steps(folder) == []
+
+
 def test_hosts_that_cannot_be_reached_yet_are_no_restart(tools, tmp_path):
     answers = {'scp': [['', 1], ['', 0]], 'queued': [['ACTIVE', 0]], 'list': [['READY', 0]]}
     folder = tools(of=answers)
@@ -261,7 +296,7 @@ def test_a_tpu_that_is_gone_with_the_connection_is_a_restart(gone, tools, tmp_pa
 
 
 def test_restarts_are_limited(tools, tmp_path):
-    folder, error = keep(tools, tmp_path, [1], ['ACTIVE'], ['READY'], max_restarts=2)
+    folder, error = keep(tools, tmp_path, [134], ['ACTIVE'], ['READY'], max_restarts=2)
     assert error == 'exit code 1'
     assert steps(folder) == [*['scp', 'train'] * 3, 'delete']
 

@@ -276,6 +276,9 @@ def test_the_backward_pass_keeps_no_copies_of_parameters(repeats, remat):
     assert of_turns
     kernel = {8, 48}  # [D, F]: no rows and no positions
     assert not [shape for shape in of_turns if set(shape[3:]) == kernel]
+    # The products [turns, stages, layers, B / M, T, F] are what `dots` has and `full` has not.
+    products = [shape for shape in of_turns if shape[-1] == 48 and len(shape) > 4]
+    assert bool(products) == (remat != 'full')
 
 
 # --- what else models do ----------------------------------------------------------------------------
