@@ -1,6 +1,6 @@
 """Mixtures of experts beside the dense model with as many active parameters, on the same tokens.
 
-    nice -n 10 python -m experiments.moe --output=experiments/moe/results.jsonl
+    python -m experiments.moe --seeds 0 1 2 --output=experiments/moe/results.jsonl
 
 Trains a small decoder on War and Peace (1,024 subwords, context 128) once for each case: the first 98 % of
 the text train, the rest validates. $LM_DATA_DIR holds `warandpeace/input.txt.gz`. A run that is there is
@@ -9,6 +9,7 @@ not repeated.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument(
         '--cases', nargs='+', default=list(CASES), choices=list(CASES), metavar='CASE'
     )
+    parser.add_argument('--rows', type=int, default=32, help='of 128 tokens, in a batch')
     parser.add_argument('--steps', type=int, default=500)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--workdir', type=Path, default=Path('runs/moe'))
@@ -44,22 +46,23 @@ def main() -> None:
     records = []
     for seed in options.seeds:
         for case in options.cases:
-            records.append(train(case, seed, options.steps, options.workdir))
+            records.append(train(case, seed, options.rows, options.steps, options.workdir))
             print(table(records[-1:])[-1], flush=True)
     options.output.write_text(''.join(json.dumps(found) + '\n' for found in records))
     print('\n'.join(table(records)))
     figure(records, options.output.with_suffix('.png'))
 
 
-def train(case: str, seed: int, steps: int, workdir: Path) -> dict:
+def train(case: str, seed: int, rows: int, steps: int, workdir: Path) -> dict:
     """Returns the numbers of a run, and its curves."""
-    folder = workdir / f'{case.replace(" ", "-").replace(",", "")}-{seed}-{steps}'
+    folder = workdir / f'{case.replace(" ", "-")}-{seed}-{rows}-{steps}'
     if not (folder / 'report.json').exists():
-        report = lm.train(make_config(case, seed, steps), folder)
+        report = lm.train(make_config(case, seed, rows, steps), folder)
         if not report['finished']:
             raise SystemExit('stopped; the same command goes on.')
     # In one batch: the loads of the whole split.
-    whole = evaluate(folder, config=make_config(case, seed, steps, eval={'batch_size': 256}))
+    config = make_config(case, seed, rows, steps, eval={'batch_size': 256})
+    whole = evaluate(folder, config=config)
     report = json.loads((folder / 'report.json').read_text())
     kept = ('train/loss', 'valid/loss', 'train/experts/load', 'train/experts/worst_load')
     curves = {name: report['curves'][name] for name in kept if name in report['curves']}
@@ -69,7 +72,7 @@ def train(case: str, seed: int, steps: int, workdir: Path) -> dict:
     return found | active | record(folder)
 
 
-def make_config(case: str, seed: int, steps: int, **sections: dict) -> ConfigDict:
+def make_config(case: str, seed: int, rows: int, steps: int, **sections: dict) -> ConfigDict:
     """Returns the config of a run."""
     model = {'num_layers': 2, 'embed_dim': 128, 'num_heads': 4, 'mlp_dim': WIDTH}
     model |= CASES[case] and {'experts': EXPERTS, **CASES[case]}
@@ -77,7 +80,7 @@ def make_config(case: str, seed: int, steps: int, **sections: dict) -> ConfigDic
         'base',
         seed=seed,
         data={'train': f'{TEXT}[:98%]', 'valid': f'{TEXT}[98%:]', 'test': ''}
-        | {'length': 128, 'batch_size': 4, 'random_crop': True},
+        | {'length': 128, 'batch_size': rows, 'random_crop': True},
         tokenizer={'kind': 'bpe', 'vocab_size': 1024},
         model=model | {'scan_layers': False},
         optimizer={'learning_rate': 3e-3},
@@ -90,19 +93,28 @@ def make_config(case: str, seed: int, steps: int, **sections: dict) -> ConfigDic
 
 
 def table(records: list[dict]) -> list[str]:
-    """Returns lines of Markdown."""
+    """Returns lines of Markdown, one for each case: means over the seeds, and their range."""
     head = ['parameters', 'active', 'validation loss', 'load', 'worst layer', 'tokens/s']
     lines = [f'| | {" | ".join(head)} |', '|---' * (1 + len(head)) + '|']
-    for found in records:
-        split = found['splits']['valid']
-        loads = [f'{value:.2f}' for value in found['loads_of_the_split'].values()] or ['', '']
+    for case in dict.fromkeys(found['case'] for found in records):
+        runs = [found for found in records if found['case'] == case]
+        loads = zip(*(found['loads_of_the_split'].values() for found in runs), strict=True)
         cells = [
-            *(f'{found[key]:,}' for key in ('parameters', 'active_parameters')),
-            *(f'{split["loss"]:.4f}', *loads),
-            f'{found["throughput"]["tokens_per_second"]:,.0f}',
+            *(f'{runs[0][key]:,}' for key in ('parameters', 'active_parameters')),
+            spread([found['splits']['valid']['loss'] for found in runs], '.3f'),
+            *([spread(values, '.2f') for values in loads] or ['', '']),
+            spread([found['throughput']['tokens_per_second'] for found in runs], ',.0f'),
         ]
-        lines.append(f'| {found["case"]} | {" | ".join(cells)} |')
+        lines.append(f'| {case} | {" | ".join(cells)} |')
     return lines
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Returns the mean of several values, and the least and the largest."""
+    mean = format(sum(values) / len(values), form)
+    if len(values) == 1:
+        return mean
+    return f'{mean} ({min(values):{form}} to {max(values):{form}})'
 
 
 def figure(records: list[dict], path: Path) -> None:
