@@ -242,8 +242,8 @@ def get_config() -> ConfigDict:
             # tokens of a row in training; others pass by.
             'expert_dispatch': 'dropless',
             'capacity_factor': 1.25,  # float.
-            # float. Weight of the loss of each layer that keeps the loads of experts even (Switch). With one
-            # expert a token, 0.1 was needed for that (experiments/moe).
+            # float. Weight of the loss of each layer that keeps the loads of experts even (Switch). With
+            # one expert a token, 0.1 was needed for that (experiments/moe).
             'balance_loss': 0.01,
             'router_z_loss': 1e-3,  # float. The same of log(Z)^2 of the router's logits (ST-MoE).
             # str: gelu (the tanh form) | gelu_exact (with erf) | relu | silu | swiglu | geglu (the last two
