@@ -475,7 +475,7 @@ def load(path: str | Path) -> ConfigDict:
         InputError: there is no such file, or it defines no `get_config`.
     """
     path = Path(path)
-    if not path.exists() and path.suffix == '' and len(path.parts) == 1:
+    if not path.is_file() and path.suffix == '' and len(path.parts) == 1:
         path = Path(__file__).parent.parent / 'configs' / f'{path}.py'
     if not path.is_file():
         siblings = [str(p) for p in sorted(path.parent.glob('*.py')) if p.stem != '__init__']

@@ -106,3 +106,9 @@ def test_tasks_of_a_report_are_those_of_the_run():
 def test_missing_config_file_names_the_nearest():
     with pytest.raises(InputError, match='configs/quickstart.py'):
         config.load(ROOT / 'configs' / 'quikstart.py')
+
+
+def test_a_folder_of_the_same_name_is_not_a_config(tmp_path, monkeypatch):
+    (tmp_path / 'quickstart').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert config.load('quickstart').data.train == lm.get_config('quickstart').data.train
