@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -16,9 +15,7 @@ from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
-ROOT = Path(__file__).parent.parent
-# Compiled once for all processes: a start then takes seconds.
-_COMPILED = tempfile.TemporaryDirectory()
+from tests.processes import ROOT, environment
 
 # A model that trains in seconds, logged and evaluated and saved as often as a test may want.
 TINY = {
@@ -84,17 +81,11 @@ def arguments(text: Path, workdir: Path, **overrides: object) -> list[str]:
 
 def start(options: list[str], devices: int = 1, program: str = '') -> subprocess.Popen:
     """Starts `python -m lm.main`, or a program that ends in it, on so many virtual devices."""
-    environment = os.environ | {
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        'JAX_COMPILATION_CACHE_DIR': _COMPILED.name,
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    }
     command = [sys.executable, *(['-c', program] if program else ['-m', 'lm.main']), *options]
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=environment(devices),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

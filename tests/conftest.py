@@ -2,21 +2,25 @@
 
 import ctypes
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.processes import QUICK
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Most of the time of a test is compilation, which is two to three times quicker unoptimised.
-QUICK_COMPILATION = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {QUICK_COMPILATION}'
+os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {QUICK}'
 os.environ['LM_CACHE_DIR'] = os.environ.get('LM_TEST_CACHE_DIR') or tempfile.mkdtemp()
 
 if 'LM_TEST_PROGRAMS' not in os.environ:  # The workers of xdist inherit it.
     _programs = tempfile.TemporaryDirectory()
     os.environ['LM_TEST_PROGRAMS'] = _programs.name
+
+# A shell has what it starts in the background ignore it, and so would all processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402  after its settings
 

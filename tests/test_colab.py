@@ -1,6 +1,8 @@
 """The notebooks: they run from top to bottom, and what is committed shows what they show."""
 
 import importlib.util
+import os
+import re
 from pathlib import Path
 
 import nbclient
@@ -21,6 +23,11 @@ def code_cells(notebook):
 def kinds(cell):
     """Returns the kinds of a cell's outputs, without progress bars and their like."""
     return [set(out.data) for out in cell.outputs if 'data' in out and WIDGET not in out.data]
+
+
+def shorter(source):
+    """Returns the source with a fifth of the steps: what is committed shows where all of them lead."""
+    return re.sub(r"'steps': (\d+)", lambda match: f"'steps': {int(match[1]) // 5}", source)
 
 
 def test_there_are_five():
@@ -61,7 +68,10 @@ def test_it_runs_from_a_clean_kernel_and_shows_the_same_kinds(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     for cell in code_cells(notebook):
         cell.outputs = []
+        cell.source = shorter(cell.source)
     resources = {'metadata': {'path': str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=1200, resources=resources).execute()
+    # The kernel has the one device of a laptop, and programs that are optimised.
+    kept = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
+    nbclient.NotebookClient(notebook, timeout=1200, resources=resources).execute(env=kept)
     for ran, shown in zip(code_cells(notebook), code_cells(committed), strict=True):
         assert kinds(ran) == kinds(shown), ran.source
