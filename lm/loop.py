@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lm import config as configs
 from lm import hosts, memory, mesh, profile, throughput, tree
@@ -66,6 +67,10 @@ class Loop:
         self.compiled: set[str] = set()  # Tasks of which a step was taken.
         # Shapes of batch and rates, by the tasks of which a step was dispatched.
         self.programs: dict[tuple[str, ...], tuple[Any, Any]] = {}
+        # On the device, so that to log a step is not to wait for the one that is under way.
+        self.learning_rate = jax.jit(
+            lambda step, skipped: run.learning_rate(jnp.maximum(step - 1 - skipped, 0))
+        )
         self.profiler = profile.Profiler(workdir, run.config.log, self.compiled_steps)
         self.since: dict[
             str, list[float]
@@ -110,6 +115,9 @@ class Loop:
                     self.record(pending, state)
                 item = item._replace(batch=None)  # It would stay on the device.
                 pending = Pending(step, item, metrics | lengths)
+                if self.logs(step):
+                    rate = self.learning_rate(step, metrics['skipped'])
+                    pending.metrics['learning_rate'] = rate
 
                 stops = self.stops(step)
                 evaluates = self.evaluates(step) and not stops
@@ -167,6 +175,10 @@ class Loop:
         """Returns whether this is the last step."""
         return step == self.config.train.steps
 
+    def logs(self, step: int) -> bool:
+        """Returns whether metrics of this step are written."""
+        return _every(self.config.train.log_every, step) or step == 1 or self.ends(step)
+
     def stops(self, step: int) -> bool:
         """Returns whether this process, or another host's, was asked to stop.
 
@@ -213,21 +225,14 @@ class Loop:
         if metrics['skipped_in_a_row'] >= config.train.max_bad_steps:
             raise RunStopped(self.post_mortem(pending, state, metrics))
         values = self.measured(pending.item, metrics)
-        if not (
-            _every(config.train.log_every, pending.step) or pending.step in (1, config.train.steps)
-        ):
-            return
-        with jax.profiler.TraceAnnotation('log'):
-            self.log(pending, metrics, values)
+        if self.logs(pending.step):
+            with jax.profiler.TraceAnnotation('log'):
+                self.log(pending, metrics, values)
 
     def log(self, pending: Pending, metrics: dict[str, float], values: dict[str, float]) -> None:
         """Writes a line of metrics: the losses in `values`, and what else is known of the step."""
-        taken = pending.step - 1 - metrics['skipped']
-        values |= {
-            'learning_rate': float(self.run.learning_rate(taken)),
-            'grad_norm': metrics['grad_norm'],
-            'skipped': metrics['skipped'],
-        } | {name: metrics[name] for name in ('loss_scale',) if name in metrics}
+        kept = ('learning_rate', 'grad_norm', 'skipped', 'loss_scale')
+        values |= {name: metrics[name] for name in kept if name in metrics}
         shown = {name: values[name] for name in ('loss', 'learning_rate')}
         rates = self.corpora_rates(pending.item)
         if speed := self.meter.read():

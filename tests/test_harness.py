@@ -19,6 +19,7 @@ from lm.evaluate import evaluate_tasks  # noqa: E402
 
 pytestmark = [
     pytest.mark.reference,
+    pytest.mark.usefixtures('two_devices', 'no_charts'),
     # Of the harness's and of what it stands on.
     pytest.mark.filterwarnings('ignore'),
 ]
@@ -61,7 +62,8 @@ def workdir(tmp_path_factory):
     config = lm.get_config(
         'quickstart',
         model={'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'dtype': 'float32'},
-        data={'test': '', 'length': 64, 'batch_size': 8},
+        data={'train': 'builtin:pydocs[:40]', 'valid': 'builtin:pydocs[:4]', 'test': ''}
+        | {'length': 64, 'batch_size': 8},
         tokenizer={'kind': 'bpe', 'vocab_size': 600},
         optimizer={'learning_rate': 4e-3},
         schedule={'kind': 'linear', 'warmup_steps': 2},

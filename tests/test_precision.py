@@ -10,11 +10,12 @@ import pytest
 from command_line import arguments, assert_refused, call, metrics, write_text
 from flax.training.dynamic_scale import DynamicScale
 
-from lm import mesh, precision, tree
+from lm import load, mesh, precision, tree
 from lm.checkpoint import Checkpoints
 from lm.config import CheckpointConfig
 from lm.errors import InputError
 from lm.layers.products import PRODUCTS
+from lm.optimizers import schedule
 from lm.precision import DTYPES, LossScale, Precision
 from tests.test_step import make_config, make_steps, packed_batch, run
 
@@ -207,15 +208,27 @@ def test_what_is_kept_is_in_the_checkpoint(model, tmp_path):
 def test_a_run_of_the_command_logs_the_scale_and_says_what_is_emulated(tmp_path):
     text = write_text(tmp_path / 'text.txt')
     options = {'train__steps': 12, 'model__matmul': 'int8', 'model__dtype': 'float16'}
-    options |= {'optimizer__loss_scale_steps': 5}
+    options |= {'optimizer__loss_scale_steps': 3, 'optimizer__loss_scale': 2.0**24}
     result = call(arguments(text, tmp_path / 'run', **options))
     assert result.code == 0, result.err
     assert result.err.count("config.model.matmul = 'int8' is emulated on cpu") == 1
-    scales = [
-        line['train/loss_scale'] for line in metrics(tmp_path / 'run') if 'train/loss_scale' in line
-    ]
-    assert scales[0] == 65536.0
-    assert scales[-1] == 4 * 65536.0
+    lines = [line for line in metrics(tmp_path / 'run') if 'train/loss_scale' in line]
+    assert [line['step'] for line in lines] == [*range(1, 13)]
+    scales = [line['train/loss_scale'] for line in lines]
+    skipped = [line['train/skipped'] for line in lines]
+    assert skipped[0] == 1  # float16 ends at 65504.
+    good, expected, before = 0, 2.0**24, 0
+    for scale, count in zip(scales, skipped, strict=True):
+        assert scale == expected
+        good = good + 1 if count == before else 0
+        expected *= 0.5 if count > before else 2 if good == 3 else 1
+        good, before = good % 3, count
+    assert any(np.diff(scales) > 0)
+    # A step that is skipped does not move the schedule.
+    options = load(tmp_path / 'run').run.config
+    rate = schedule(options.schedule, options.optimizer.learning_rate, 12)
+    expected = [float(rate(max(line['step'] - 1 - line['train/skipped'], 0))) for line in lines]
+    assert [line['train/learning_rate'] for line in lines] == pytest.approx(expected, rel=1e-6)
 
 
 # ------------------------------------------------------------------------------ what goes wrong

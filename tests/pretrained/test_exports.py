@@ -12,13 +12,13 @@ references = pytest.importorskip('references', reason="needs pip install '.[refe
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.usefixtures('two_devices', 'no_charts')]
 
 COMMON = {
     'model': {'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'dtype': 'float32'},
     'data': {
-        'train': 'builtin:pydocs',
-        'valid': 'builtin:pydocs',
+        'train': 'builtin:pydocs[:40]',
+        'valid': 'builtin:pydocs[:4]',
         'test': '',
         'length': 64,
         'source_length': 64,

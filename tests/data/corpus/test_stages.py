@@ -227,10 +227,9 @@ def test_a_killed_run_goes_on_where_it_was(raw, tmp_path, stage, moment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('tasks', [2, 8])
-def test_the_number_of_tasks_does_not_matter(raw, tmp_path, tasks):
+def test_the_number_of_tasks_does_not_matter(raw, tmp_path):
     corpus.build(config(raw), tmp_path / 'one', print)
-    corpus.build(config(raw, run={'tasks': tasks}), tmp_path / 'many', print)
+    corpus.build(config(raw, run={'tasks': 8}), tmp_path / 'many', print)
     assert result(tmp_path / 'one') == result(tmp_path / 'many')
 
 
@@ -327,10 +326,6 @@ WRONG = {
         "'text:nowhere' matches no file",
     ),
     'slurm': ({'run': {'executor': 'slurm'}}, 'needs config.run.options.time'),
-    'all dropped': (
-        {'clean': {'min_words': 100_000}},
-        "nothing is left: the step 'words' dropped 459 of the 459",
-    ),
 }
 
 
@@ -363,13 +358,16 @@ def test_other_files_are_not_touched(raw, tmp_path):
 
 
 def test_a_folder_is_free_where_nothing_came_of_it(raw, tmp_path):
-    with pytest.raises(InputError, match='nothing is left'):
+    with pytest.raises(
+        InputError, match=r"nothing is left: the step 'words' dropped (\d+) of the \1"
+    ):
         corpus.build(config(raw, clean={'min_words': 100_000}), tmp_path / 'out', print)
     corpus.build(config(raw), tmp_path / 'out', print)
     (raw / 'empty.txt').write_text('')
     with pytest.raises(InputError, match=r"the source 'e=text:.*empty.txt.*' holds no documents"):
         corpus.build(
-            config(raw, sources=(f'e=text:{raw}/empty.txt[1:]', 'p=builtin:pydocs')), tmp_path / 'e'
+            config(raw, sources=(f'e=text:{raw}/empty.txt[1:]', f'p=text:{raw}/book.txt')),
+            tmp_path / 'e',
         )
 
 
