@@ -43,6 +43,7 @@ def entries(folder):
     return sorted(folder.glob('*-cache'))
 
 
+@pytest.mark.slow
 def test_a_second_process_reads_what_the_first_compiled_and_computes_the_same(tmp_path):
     hits, value, complaint = compile_in_a_process(tmp_path / 'xla')
     assert hits == 0
@@ -54,6 +55,7 @@ def test_a_second_process_reads_what_the_first_compiled_and_computes_the_same(tm
     assert not complaint
 
 
+@pytest.mark.slow
 def test_settings_of_jax_win(tmp_path):
     theirs, ours = tmp_path / 'theirs', tmp_path / 'ours'
     compile_in_a_process(
@@ -75,6 +77,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_nothing_stops(tmp_path):
     assert 'are not kept' in complaint
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_is_compiled_again(tmp_path):
     _, value, _ = compile_in_a_process(tmp_path)
     for entry in entries(tmp_path):
@@ -82,6 +85,7 @@ def test_a_damaged_entry_is_compiled_again(tmp_path):
     assert compile_in_a_process(tmp_path)[1] == value
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('module', ['lm', 'lm.config', 'lm.backend', 'lm.training'])
 def test_an_import_leaves_the_settings_of_jax_alone(module):
     program = f'import {module}, jax; print(jax.config.jax_compilation_cache_dir)'

@@ -41,6 +41,7 @@ def log_probability(model, params, source, count, text):
     return float(sum(logs[i, token] for i, token in enumerate(text)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['rotary', 't5'])
 def test_one_beam_is_greedy(name):
     model, params = made(name)
@@ -61,6 +62,7 @@ def test_one_beam_is_greedy(name):
     np.testing.assert_array_equal(counts[:, 0], lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('penalty', [0.0, 0.6, 2.0])
 def test_a_wide_beam_finds_the_best_of_all_texts(penalty):
     model, params = made('rotary')
@@ -99,6 +101,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(penalty):
         assert scores[0, i] == pytest.approx(logs[text], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_are_the_models_own_and_rows_do_not_mind_each_other():
     model, params = made('2017')
     sources = tokens(3, SOURCES, 1)

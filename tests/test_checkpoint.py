@@ -94,6 +94,7 @@ def gated(tmp_path):
         gate.set()
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_the_step_had_though_donated_steps_go_on(gated):
     checkpoints, close, open_ = gated
     state = take_step(random_state(0))

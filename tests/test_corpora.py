@@ -77,6 +77,7 @@ CURRICULUM = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_another(tmp_path, monkeypatch):
     """The tokenizer knows the letters of all, and the report says how often each was seen."""
     config = make_config(tmp_path, CURRICULUM, data={'rates': 'scheduled'})
@@ -118,6 +119,7 @@ def test_a_run_that_was_stopped_ends_as_another(tmp_path, monkeypatch):
         assert f'| {name} | text:' in markdown
 
 
+@pytest.mark.slow
 def test_one_corpus_trains_as_the_source_alone(tmp_path):
     config = make_config(tmp_path, {'sea': {}}, train={'steps': 3})
     alone = make_config(tmp_path, {}, train={'steps': 3})

@@ -289,6 +289,7 @@ def test_stream_gets_each_step_in_order():
         assert (row[count:] == -1).all()
 
 
+@pytest.mark.slow
 def test_padding_ids_are_never_drawn():
     """vocab_multiple adds ids 13, 14, 15; make them by far the likeliest."""
     model, params = make(tie_embeddings=False)

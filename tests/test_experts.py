@@ -53,6 +53,7 @@ def make_batch(name):
     return batch
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', terms.TERMS)
 def test_every_objective_has_the_term(name):
     """Its weight is what goes through a router: two of four layers, and 28 tokens in each."""
@@ -69,6 +70,7 @@ def test_every_objective_has_the_term(name):
     assert all(value.shape == () for value in found['experts'].values())
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_main_term_and_that_of_each_layer():
     c, batch = make_config('causal'), make_batch('causal')
     one = mesh.one_device()
@@ -86,6 +88,7 @@ def test_the_loss_is_the_main_term_and_that_of_each_layer():
     np.testing.assert_allclose(sums['loss'], sums['nats'], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_routers_learn_from_the_term():
     """With the main term's gradient left out."""
     c, batch = make_config('causal'), make_batch('causal')

@@ -143,6 +143,7 @@ def test_the_docstring():
     assert doctest.testmod(goodput) == (0, 4)
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_and_went_on(tmp_path, monkeypatch):
     """It breaks off after step 8 and goes on from the checkpoint of step 6."""
     options = arguments(write_text(tmp_path / 'text.txt'), tmp_path / 'run', train__steps=12)

@@ -33,6 +33,7 @@ def guided(model, params, prompt, count, guidance):
     return made
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('guidance', [0.5, 1.7, 4.0])
 @pytest.mark.parametrize('length', [64, 12])
 def test_guidance_is_its_formula(guidance, length):
@@ -45,6 +46,7 @@ def test_guidance_is_its_formula(guidance, length):
         assert tokens.tolist() == guided(model, params, prompt[:size], 14, guidance)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('sampling', [Sampling(0.0), Sampling(1.0, top_k=9)])
 @pytest.mark.parametrize('length', [64, 12])
 def test_guidance_1_is_with_the_codes_and_0_without(sampling, length):

@@ -137,6 +137,7 @@ def test_streamed_text_is_the_text(model):
     assert model.generate('the ', max_tokens=12) == text
 
 
+@pytest.mark.slow
 def test_greedy_text_follows_the_logits(model):
     tokens = [BOS, *model.run.tokenizer.encode('the')]
     for _ in range(6):
@@ -186,6 +187,7 @@ def test_an_average_is_not_of_the_best_that_is_far_back(workdir, tmp_path):
         lm.load(tmp_path / 'run', 'average:2')
 
 
+@pytest.mark.slow
 def test_the_config_says_what_is_evaluated_and_loaded(workdir, tmp_path):
     expected = evaluate(workdir, 'average:2')
     assert expected['checkpoint'] == 'average:2'
@@ -239,6 +241,7 @@ def test_evaluations_are_kept_with_their_settings_and_leave_the_report(workdir, 
     assert (workdir / 'report.json').read_bytes() == report
 
 
+@pytest.mark.slow
 def test_the_range_test_suggests_a_learning_rate(tmp_path):
     suggestion = lr_find.find(make_config(tmp_path, train={'steps': 60}), tmp_path / 'range')
     assert 1e-6 < suggestion < 3

@@ -78,7 +78,7 @@ def one_by_one(name, context, continuation):
     return chosen.sum(), bool((chosen >= log_p.max(axis=1)).all())
 
 
-@pytest.mark.first_quick
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [*DECODERS, 'encoder-decoder'])
 def test_it_is_that_of_the_logits(name):
     asked = pairs(15)

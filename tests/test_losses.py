@@ -65,6 +65,7 @@ def test_correct_counts_weights():
     assert metrics['correct'] == 1
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('options', OPTIONS)
 @pytest.mark.parametrize('chunks', [1, 2, 3, 12])
 def test_chunks_equal_the_whole_in_values_and_gradients(chunks, options):

@@ -48,6 +48,7 @@ def pages_of_a_step(*arguments):
     return kept == 'True', int(pages), value
 
 
+@pytest.mark.slow
 def test_kept_memory_is_used_again_and_changes_no_number():
     kept, pages, value = pages_of_a_step('share')
     again, many, same = pages_of_a_step()

@@ -13,6 +13,7 @@ from lm.model_flops import flops_per_token
 from lm.step import Steps
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('name', 'model'),
     [

@@ -61,6 +61,7 @@ def test_schedule_ends_at_the_final_scale(kind):
     assert float(rate(20)) == pytest.approx(0.1, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_adamw_is_optax_adamw():
     c = dataclasses.replace(BASE.optimizer, clip_norm=0.0, weight_decay=0.1, decay_paths='kernel$')
     tree, grads = params(), jax.tree.map(lambda p: jnp.sin(7 * p), params())
@@ -82,6 +83,7 @@ def test_adamw_is_optax_adamw():
     jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-6, atol=1e-7), x, y)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', [*optimizers.OPTIMIZERS, 'rmsprop', 'lamb', 'ademamix'])
 def test_every_optimizer_lowers_a_quadratic_and_decays_by_path(name):
     c = dataclasses.replace(BASE.optimizer, name=name, weight_decay=0.0)

@@ -45,6 +45,7 @@ def known(workdir):
     return json.loads((workdir / out_of_memory.FILE).read_text())
 
 
+@pytest.mark.slow
 def test_parameters_that_no_machine_holds(text, tmp_path):
     """XLA refuses them itself."""
     workdir = tmp_path / 'run'
@@ -84,6 +85,7 @@ def failing(function, at):
     return call
 
 
+@pytest.mark.slow
 def test_a_step_loses_nothing(text, tmp_path, monkeypatch):
     workdir = tmp_path / 'run'
     options = arguments(text, workdir, train__steps=7, data__valid='')

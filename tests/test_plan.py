@@ -149,6 +149,7 @@ def test_parts_of_a_batch_are_counted_each():
     assert parts['flops']['device'] == pytest.approx(whole, rel=0.02)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_the_batch_is_that_of_training(name, tmp_path):
     config = configs.parse(make_config(tmp_path, name, mesh=AXES | {'data': 2}))
@@ -197,6 +198,7 @@ def test_meshes_of_a_sweep_fit_and_begin_with_the_configs():
         assert len({tuple(one.items()) for one in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_what_fits_and_says_why_others_do_not(monkeypatch):
     chip = plan.chips.Chip('cpu', 1e12, 1e12, 1e9, 1e11, 1e10, 'https://a.b')
     monkeypatch.setattr(plan.chips, 'of', lambda device: chip)
@@ -243,6 +245,7 @@ def test_the_cache_of_generation():
     assert found['token'] == 2 * 2 * 16 * 4  # Keys and values of two layers, K = 16, float32.
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_plan_that_stands_alone(tmp_path, monkeypatch):
     workdir = tmp_path / 'plan'
     monkeypatch.setattr(plan_sweep, 'variants', lambda config, on: [config])

@@ -41,7 +41,7 @@ def trained(optimizer=(), **model):
 # --------------------------------------------------------------------------------- every precision
 
 
-@pytest.mark.first_quick
+@pytest.mark.slow
 @pytest.mark.parametrize('model', PRECISIONS, ids=str)
 def test_every_precision_learns_as_float32_does(model):
     found, exact = trained(**model)[0], trained()[0]
@@ -73,6 +73,7 @@ def test_every_form_of_the_step_is_the_same_in_every_precision(model, section, v
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-4)
 
 
+@pytest.mark.slow
 def test_histories_of_a_mesh_and_of_micro_batches_are_those_of_one_device():
     """Magnitudes are those of whole arrays."""
     one = tree.by_path(trained(matmul='fp8')[1].precision.histories)
@@ -139,6 +140,7 @@ def test_the_loss_scale_is_that_of_flax():
     assert min(seen) < 2.0**15 < max(seen) or len(seen) > 3
 
 
+@pytest.mark.slow
 def test_float16_comes_back_from_an_overflow():
     """At 2^40 each gradient overflows; steps are skipped until it does not, and none counts as bad."""
     options = {'loss_scale': 2.0**40, 'loss_scale_steps': 3}

@@ -586,6 +586,7 @@ def test_a_mask_that_a_model_has_no_vector_for_is_left_out():
     assert made.encode('a b').tolist() == [4, 5]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_tokenizer(tmp_path):
     (tmp_path / 'gpt2').mkdir()
     published(tmp_path / 'gpt2', 'gpt2')

@@ -216,6 +216,7 @@ def test_markdown_has_the_tables(run):
     assert '```text\nOnce upon a time\n```' in markdown
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     'changes',
     [
@@ -513,6 +514,7 @@ def test_compare_marks_no_best_of_what_differs(tmp_path):
     assert sum(row[0] == 'one' for row in rows) == 4  # Of the splits, and of the runs.
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('changes', 'validation', 'training'),
     [({}, True, True), ({'rates': 'progress'}, True, False), ({'weight': 2.0}, False, False)],

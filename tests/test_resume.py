@@ -205,6 +205,7 @@ def test_a_second_signal_kills(tmp_path, times, code):
     assert result.err == 'lm: asked to stop, at the end of this step or stage; once more kills.\n'
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('place', 'name', 'step'),
     [

@@ -16,8 +16,7 @@ from pathlib import Path
 from lm.watch import Hub, Limits, Member, Place, newest_step
 address, count, index, limits, options = sys.argv[1], *map(json.loads, sys.argv[2:])
 place, limits = Place(address, count, index), Limits(*limits)
-if index == 0:
-    Hub(place, limits)
+hub = Hub(place, limits) if index == 0 else None
 member = Member(place, limits, f'h{index}', lambda: newest_step(Path(options.get('folder', 'none'))))
 member.takes_steps = not options.get('rests')
 print('in', flush=True)
@@ -29,6 +28,8 @@ while not options.get('leaves'):
     member.step = 3 if options.get('stands') else 4
     time.sleep(0.01)
 member.bye()
+if hub:
+    hub.wait(60)
 """
 LIMITS = [60, 3, 600]
 
@@ -60,6 +61,7 @@ def processes(tmp_path):
         yield found
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('victim', [0, 1])
 @pytest.mark.parametrize(
     ('what', 'says'),
@@ -124,6 +126,7 @@ def test_what_differs_is_named_once(processes):
     assert found[1].err == found[2].err == ''
 
 
+@pytest.mark.slow
 def test_an_error_of_one_ends_all_and_process_0_says_it(processes):
     found = Three(processes, h2={'error': ['no such file.', 2]}).ends()
     assert [end.code for end in found] == [2, 2, 2]

@@ -66,6 +66,7 @@ def run(arrays, spec, segments=None, **options):
     return jax.jit(attend)(*arrays)
 
 
+@pytest.mark.first_quick
 @specs
 @pytest.mark.parametrize(('groups', 'segments'), [(4, None), (1, SEGMENTS), (2, SEGMENTS)])
 def test_equals_the_oracle(spec, groups, segments):

@@ -51,6 +51,7 @@ def make_dataset(data, tmp_path):
     return made
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', AUGMENTATIONS)
 def test_batches_are_the_same_again_and_from_the_middle(name, make_dataset):
     made = make_dataset(name, random_crop=True)

@@ -228,6 +228,7 @@ def slip_of(sources, targets):
     return parallel.slip(lengths, keys)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('languages', [('en', 'de'), ('en', 'fr')])
 @pytest.mark.parametrize('lost', [1, 3, 16])
 def test_a_lost_line_is_found(languages, lost, captions):

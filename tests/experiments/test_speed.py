@@ -28,6 +28,7 @@ def silent(text):
     pass
 
 
+@pytest.mark.slow
 def test_a_race_pairs_samples_by_round():
     case = Case('a/b', 'm', True, (contestant('ours', start=2), contestant('theirs', start=1)))
     ours, theirs = race.run(case, 3, 0, silent)
@@ -41,6 +42,7 @@ def test_a_race_pairs_samples_by_round():
     json.dumps([ours, theirs])
 
 
+@pytest.mark.slow
 def test_a_contestant_that_does_other_work_is_refused():
     racing = contestant('ours', start=1, fact=1.0), contestant('theirs', start=1, fact=1.1)
     with pytest.raises(ValueError, match='theirs does other work'):
@@ -68,6 +70,7 @@ def test_a_disturbed_sample_is_taken_anew_and_the_quietest_kept():
     assert race.quiet_sample(Worker(), 0.5) == {'value': 2.0, 'foreign': 0.4, 'dropped': 1}
 
 
+@pytest.mark.slow
 def test_a_case_has_its_own_limit_for_others(monkeypatch):
     limits = []
 

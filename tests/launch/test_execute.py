@@ -351,6 +351,7 @@ launch.execute(launch.render('tpu-vm', launch_jobs.job('tpu-vm')), sys.argv[1])
 """
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('everybody', [True, False])
 @pytest.mark.parametrize(('what', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize('hangs', ['tpu-vm scp', 'bash lm-gpt2'])
@@ -413,6 +414,7 @@ def end(process: subprocess.Popen) -> int:
     return process.returncode
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('attempt', ['a', 'b'])
 @pytest.mark.parametrize(('code', 'ends'), [(2, 102), (77, 77), (255, 254)])
 def test_a_host_ends_as_training_ends_whoever_looks_on(host, code, ends, attempt):
@@ -425,6 +427,7 @@ def test_a_host_ends_as_training_ends_whoever_looks_on(host, code, ends, attempt
     assert (host / 'train.log').read_text() == 'started\n'
 
 
+@pytest.mark.slow
 def test_a_host_says_how_an_attempt_ended_and_starts_the_next(host):
     first = look(host, 'a')
     (host / 'tell').write_text('75\n')

@@ -175,6 +175,7 @@ def test_generation_is_argmax_repeated(text):
     assert len(np.unique(want)) > 3  # or the test would not see much
 
 
+@pytest.mark.first_quick
 @all_kinds
 def test_parameters_for_decoding_give_the_same(text):
     """To the bit: in 16 bits each of them is rounded before it is used, by either."""
@@ -215,6 +216,7 @@ def test_both_directions_cannot_generate():
     assert (np.abs(first - second)[0, 0] > 1e-6).any()
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('position', ['rotary', 'none'])
 @all_kinds
 def test_rotary_positions_are_for_those_without_gates(text, position):
@@ -269,6 +271,7 @@ def test_every_parameter_has_a_rule_and_kernels_alone_decay():
             assert leaf.ndim > 2 or path.startswith('embed')
 
 
+@pytest.mark.slow
 def test_first_decays_are_those_of_the_papers():
     c = dataclasses.replace(BASE, num_heads=512, num_kv_heads=0, embed_dim=512, head_dim=2)
 

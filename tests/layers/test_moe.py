@@ -77,6 +77,7 @@ def choices(name, way, logits, valid, config):
     return found, dropped
 
 
+@pytest.mark.first_quick
 @kinds
 def test_equals_a_loop_over_tokens(name, way):
     layer, params, x = make(router=name, expert_dispatch=way)
@@ -149,6 +150,7 @@ def test_gradients_where_there_is_room_for_all(name, way):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), got, want)
 
 
+@pytest.mark.first_quick
 @kinds
 def test_padding_is_nothing(name, way):
     """Whatever stands there, and however much there is; its output is 0, and it is in no loss."""
@@ -167,6 +169,7 @@ def test_padding_is_nothing(name, way):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, want[1][0])
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('way', router.DISPATCHES)
 @pytest.mark.parametrize('name', [k for k, v in router.ROUTERS.items() if v.causal])
 def test_no_token_depends_on_a_later_one(name, way):
@@ -205,6 +208,7 @@ def test_sharded_equals_unsharded(name, way, sizes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
 
 
+@pytest.mark.slow
 @kinds
 def test_sums_add_up_over_rows(name, way):
     """So that accumulation is exact; but the load of the busiest expert is of a batch."""

@@ -92,6 +92,7 @@ def test_fp8_is_its_closed_form(dtype):
         np.testing.assert_array_equal(found[HISTORIES][name], expected)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', PRODUCTS)
 @pytest.mark.parametrize('biased', [False, True])
 @pytest.mark.parametrize(
@@ -125,6 +126,7 @@ def test_products_and_gradients_are_those_of_float32_but_for_the_rounding(
     assert np.linalg.norm(found[0] - exact[0]) > 0  # It is rounded at all.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_no_token_is_seen_in_another(name):
     """Nor in the scale that it is rounded by, or a decoder would see what is to come."""

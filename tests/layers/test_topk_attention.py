@@ -52,6 +52,7 @@ def tokens(batch, length=LENGTH):
     return np.random.default_rng(0).integers(VOCAB, size=(batch, length)).astype(np.int32)
 
 
+@pytest.mark.first_quick
 @patterns
 def test_decoding_equals_the_whole(name):
     """Four tokens at a time, in rows that begin with 4, 2 and 3: what pads a shorter one does no harm."""
@@ -77,6 +78,7 @@ def test_decoding_equals_the_whole(name):
         starts, valid = starts + valid, np.array([4, 4, 4], np.int32)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', ['topk', 'nsa every'])
 def test_generating_is_argmax_repeated(name):
     """From prompts of unequal lengths, read at once and then a token at a time."""
@@ -119,6 +121,7 @@ def test_parameters_are_covered_by_sharding_rules(name):
         tree.first_match(mesh.PARAMETER_RULES, path)
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', ['topk', 'nsa every'])
 def test_every_parameter_learns(name):
     model, params = make(name)
@@ -128,6 +131,7 @@ def test_every_parameter_learns(name):
         assert np.abs(leaf).max() > 0, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in PATTERNS if ' ' not in name])
 def test_sharded_equals_unsharded(name):
     """On 8 devices, in values and gradients."""

@@ -130,6 +130,7 @@ def compiled(name):
     return model, params, jax.jit(pull)
 
 
+@pytest.mark.slow
 @variants
 def test_causality_by_exactly_zero_gradients(name):
     """No logit depends on a later token's embedding.

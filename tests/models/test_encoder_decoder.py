@@ -68,7 +68,7 @@ def tokens(batch, length, seed=0):
     return np.random.default_rng(seed).integers(VOCAB, size=(batch, length)).astype(np.int32)
 
 
-@pytest.mark.first_quick
+@pytest.mark.slow
 @variants
 def test_a_target_sees_all_of_its_source_and_no_later_target(name):
     model, params = made(name)
@@ -155,6 +155,7 @@ def test_an_encoder_ignores_padding(mask):
     assert np.abs(one).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', HEADS)
 def test_heads_speak_of_each_token(kind):
     head = Head(kind, 3)

@@ -84,7 +84,7 @@ def same_bits(first, second):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.first_quick
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_what_is_written_is_read_with_the_same_bits(name, tmp_path):
     model = make(name)
@@ -295,6 +295,7 @@ def test_a_model_of_no_family_says_why(tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_heads_that_are_not_there_are_new(tmp_path):
     model = make('bert')
     pretrained.save(model, tmp_path / 'out')
@@ -343,6 +344,7 @@ def test_which_layers_have_windows_where_configs_do_not_list_them(family, keys, 
     assert tuple(config.model.attention) == expected
 
 
+@pytest.mark.slow
 def test_old_names_of_norms_and_what_may_be_left_out(tmp_path):
     pretrained.save(make('bert'), tmp_path / 'bert')
 
@@ -360,6 +362,7 @@ def test_old_names_of_norms_and_what_may_be_left_out(tmp_path):
     assert not found['decoder']['logit_bias'].any()
 
 
+@pytest.mark.first_quick
 @pytest.mark.parametrize('template', ['<s> $A </s>', '$A </s>', '</s> <s> $A </s>'])
 def test_an_encoder_reads_a_text_as_its_tokenizer_puts_it(template, tmp_path):
     pretrained.save(make('marian'), tmp_path / 'out')
@@ -392,6 +395,7 @@ def test_training_goes_on_from_an_import(folder, tmp_path):
         lm.train(config, tmp_path / 'other')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'keep'])
 def test_an_import_keeps_a_precision(dtype, tmp_path):
     kind = 'bfloat16' if dtype == 'keep' else dtype

@@ -242,6 +242,7 @@ class Dying(stages.Clean):
         super().task(rank, tasks)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_killed_stops_the_others(raw, tmp_path, monkeypatch):
     out, chosen = tmp_path / 'out', config(raw, run={'tasks': 2})
     with monkeypatch.context() as patch:
@@ -357,6 +358,7 @@ def test_other_files_are_not_touched(raw, tmp_path):
     assert (tmp_path / 'out' / 'thesis.txt').read_text() == 'all my work'
 
 
+@pytest.mark.slow
 def test_a_folder_is_free_where_nothing_came_of_it(raw, tmp_path):
     with pytest.raises(
         InputError, match=r"nothing is left: the step 'words' dropped (\d+) of the \1"
@@ -371,6 +373,7 @@ def test_a_folder_is_free_where_nothing_came_of_it(raw, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_file_that_was_not_read_may_be_mended(raw, tmp_path):
     text = (raw / 'c.jsonl').read_text()
     (raw / 'c.jsonl').write_text('{not JSON\n' + text)
