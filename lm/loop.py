@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lm import config as configs
 from lm import hosts, memory, mesh, profile, throughput, tree
@@ -67,10 +66,11 @@ class Loop:
         self.compiled: set[str] = set()  # Tasks of which a step was taken.
         # Shapes of batch and rates, by the tasks of which a step was dispatched.
         self.programs: dict[tuple[str, ...], tuple[Any, Any]] = {}
-        # On the device, so that to log a step is not to wait for the one that is under way.
-        self.learning_rate = jax.jit(
-            lambda step, skipped: run.learning_rate(jnp.maximum(step - 1 - skipped, 0))
-        )
+
+        def learning_rate(step: jax.Array, skipped: jax.Array) -> jax.Array:
+            return run.learning_rate(step - skipped)
+
+        self.learning_rate = jax.jit(learning_rate)
         self.profiler = profile.Profiler(workdir, run.config.log, self.compiled_steps)
         self.since: dict[
             str, list[float]
@@ -107,17 +107,17 @@ class Loop:
             while step < config.train.steps and not stops:
                 self.ledger.switch(self.ledger.of_step(step + 1))
                 item = self.next_item(items, pending)
-                lengths = self.gradient_norms(state, item)
+                more = self.gradient_norms(state, item)
+                if self.logs(step + 1):
+                    # Before the step, whose end it would else wait for.
+                    more['learning_rate'] = self.learning_rate(state.step, state.skipped)
                 state, metrics = self.dispatch(state, item, step + 1)
                 step, self.taken = step + 1, item.taken
                 hosts.reached(step)
                 if pending:
                     self.record(pending, state)
                 item = item._replace(batch=None)  # It would stay on the device.
-                pending = Pending(step, item, metrics | lengths)
-                if self.logs(step):
-                    rate = self.learning_rate(step, metrics['skipped'])
-                    pending.metrics['learning_rate'] = rate
+                pending = Pending(step, item, metrics | more)
 
                 stops = self.stops(step)
                 evaluates = self.evaluates(step) and not stops
@@ -231,8 +231,9 @@ class Loop:
 
     def log(self, pending: Pending, metrics: dict[str, float], values: dict[str, float]) -> None:
         """Writes a line of metrics: the losses in `values`, and what else is known of the step."""
-        kept = ('learning_rate', 'grad_norm', 'skipped', 'loss_scale')
-        values |= {name: metrics[name] for name in kept if name in metrics}
+        of_float16 = ('loss_scale',) if 'loss_scale' in metrics else ()
+        kept = ('learning_rate', 'grad_norm', 'skipped', *of_float16)
+        values |= {name: metrics[name] for name in kept}
         shown = {name: values[name] for name in ('loss', 'learning_rate')}
         rates = self.corpora_rates(pending.item)
         if speed := self.meter.read():

@@ -85,7 +85,7 @@ def start(options: list[str], devices: int = 1, program: str = '') -> subprocess
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment(devices),
+        env=environment(devices, flags=''),  # As people run it.
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -19,7 +19,7 @@ if 'LM_TEST_PROGRAMS' not in os.environ:  # The workers of xdist inherit it.
     _programs = tempfile.TemporaryDirectory()
     os.environ['LM_TEST_PROGRAMS'] = _programs.name
 
-# A shell has what it starts in the background ignore it, and so would all processes that tests start.
+# A shell has what it starts in the background ignore SIGINT, and so would all processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402  after its settings

@@ -29,19 +29,18 @@ class End(NamedTuple):
     err: str
 
 
-def environment(devices: int) -> dict[str, str]:
-    """Returns the environment of a process on so many virtual devices.
+def environment(devices: int, flags: str) -> dict[str, str]:
+    """Returns the environment of a process on so many virtual devices, with flags of XLA.
 
     What one has compiled the others find, so that a start takes seconds.
     """
     return os.environ | {
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
-        'XLA_FLAGS': QUICK,
+        'XLA_FLAGS': flags,
         'JAX_COMPILATION_CACHE_DIR': os.environ['LM_TEST_PROGRAMS'],
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-        'TF_CPP_MIN_LOG_LEVEL': '2',
     }
 
 
@@ -63,7 +62,7 @@ class Processes:
             process = subprocess.Popen(
                 [*prefix, sys.executable, *command],
                 cwd=ROOT,
-                env=environment(devices),
+                env=environment(devices, QUICK) | {'TF_CPP_MIN_LOG_LEVEL': '2'},
                 stdout=out,
                 stderr=err,
             )

@@ -86,7 +86,7 @@ def test_a_damaged_entry_is_compiled_again(tmp_path):
 
 
 @pytest.mark.first_quick
-@pytest.mark.parametrize('module', ['lm', 'lm.config', 'lm.backend', 'lm.training'])
+@pytest.mark.parametrize('module', ['lm.training', 'lm', 'lm.config', 'lm.backend'])
 def test_an_import_leaves_the_settings_of_jax_alone(module):
     program = f'import {module}, jax; print(jax.config.jax_compilation_cache_dir)'
     done = subprocess.run(

@@ -75,7 +75,10 @@ OPTIONS = {
     '--mode=compare --runs=/nowhere/a,/nowhere/b': ["run '/nowhere/a' does not exist"],
     '--config=configs/quikstart.py': ["'configs/quikstart.py'", "mean 'configs/quickstart.py'?"],
     '--config=configs': ["config file 'configs' does not exist"],
-    '--config=quikstart': ["config file 'quikstart' does not exist. Did you mean 'quickstart'?"],
+    '--config=quikstart': [
+        "config file 'quikstart' does not exist in ",
+        "Did you mean 'quickstart'?",
+    ],
     '--config': ['Missing value for flag --config'],
     '--config.model.num_layers=2': ['--config.model.num_layers', 'give --config=FILE'],
     '--config=configs/base.py configs/brown.py': ["unexpected argument 'configs/brown.py'"],

@@ -41,7 +41,7 @@ def log_probability(model, params, source, count, text):
     return float(sum(logs[i, token] for i, token in enumerate(text)))
 
 
-@pytest.mark.slow
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', ['rotary', 't5'])
 def test_one_beam_is_greedy(name):
     model, params = made(name)
@@ -62,8 +62,8 @@ def test_one_beam_is_greedy(name):
     np.testing.assert_array_equal(counts[:, 0], lengths)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('penalty', [0.0, 0.6, 2.0])
+@pytest.mark.first_quick
+@pytest.mark.parametrize('penalty', [0.6, 0.0, 2.0])
 def test_a_wide_beam_finds_the_best_of_all_texts(penalty):
     model, params = made('rotary')
     sources = tokens(1, SOURCES, 3)

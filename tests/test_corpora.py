@@ -77,7 +77,6 @@ CURRICULUM = {
 }
 
 
-@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_another(tmp_path, monkeypatch):
     """The tokenizer knows the letters of all, and the report says how often each was seen."""
     config = make_config(tmp_path, CURRICULUM, data={'rates': 'scheduled'})

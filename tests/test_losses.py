@@ -66,8 +66,8 @@ def test_correct_counts_weights():
 
 
 @pytest.mark.first_quick
-@pytest.mark.parametrize('options', OPTIONS)
-@pytest.mark.parametrize('chunks', [1, 2, 3, 12])
+@pytest.mark.parametrize('options', OPTIONS[::-1])
+@pytest.mark.parametrize('chunks', [3, 1, 2, 12])
 def test_chunks_equal_the_whole_in_values_and_gradients(chunks, options):
     hidden, kernel, targets, weights = problem()
 

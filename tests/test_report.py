@@ -517,7 +517,7 @@ def test_compare_marks_no_best_of_what_differs(tmp_path):
 @pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('changes', 'validation', 'training'),
-    [({}, True, True), ({'rates': 'progress'}, True, False), ({'weight': 2.0}, False, False)],
+    [({'weight': 2.0}, False, False), ({}, True, True), ({'rates': 'progress'}, True, False)],
 )
 def test_losses_of_other_mixtures_are_in_no_figure(tmp_path, changes, validation, training):
     a, b = write_tasks(tmp_path / 'a', 0.5), write_tasks(tmp_path / 'b', 0.75, **changes)

@@ -209,10 +209,10 @@ def test_a_second_signal_kills(tmp_path, times, code):
 @pytest.mark.parametrize(
     ('place', 'name', 'step'),
     [
+        (Checkpoints, 'restore', 2),
+        (Checkpoints, 'restore', 0),
         (runs, 'build_tokenizer', 0),
         (runs, 'tokenized_splits', 0),
-        (Checkpoints, 'restore', 0),
-        (Checkpoints, 'restore', 2),
     ],
 )
 def test_a_signal_before_the_first_step_stops_after_the_stage(

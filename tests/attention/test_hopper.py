@@ -68,8 +68,9 @@ def segments(length):
 @pytest.mark.parametrize(
     ('mask', 'length', 'source', 'heads', 'groups', 'options'),
     [
-        ('causal & window(70)', 200, 200, 2, 1, {}),  # Not a whole tile; two heads share keys.
-        ('full', 128, 200, 1, 1, {'extras': Extras(softcap=2.0)}),
+        ('causal & window(40)', 300, 300, 2, 1, {}),  # Not a whole tile; two heads share keys.
+        # More blocks than stages that hold one.
+        ('full', 128, 300, 1, 1, {'extras': Extras(softcap=2.0)}),
         ('causal', 256, 256, 1, 1, {'segments': segments(256)}),
         ('causal | prefix', 256, 256, 1, 1, {'in_prefix': jnp.arange(256)[None] < 70}),
         ('bigbird(40, 8, 1)', 256, 256, 1, 1, {}),

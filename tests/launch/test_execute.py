@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -347,8 +348,17 @@ import sys
 sys.path[:0] = sys.argv[2:]
 import launch_jobs
 from lm import launch
-launch.execute(launch.render('tpu-vm', launch_jobs.job('tpu-vm')), sys.argv[1])
+job = launch_jobs.job('tpu-vm', code=launch_jobs.GIT)
+launch.execute(launch.render('tpu-vm', job), sys.argv[1])
 """
+
+
+def await_line(fifo: Path, line: str, process: subprocess.Popen) -> None:
+    """Returns when a line was written into a FIFO; fails where the process ends without it."""
+    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)) as told:
+        while not select.select([told], [], [], 0.1)[0]:
+            assert process.poll() is None
+        assert told.readline() == f'{line}\n'
 
 
 @pytest.mark.first_quick
@@ -361,7 +371,9 @@ def test_no_secret_stays_here(hangs, what, code, everybody, tools, tmp_path):
     os.mkfifo(tmp_path / 'told')
     stand_in = COPIES.replace('HANGS', hangs).replace('TOLD', str(tmp_path / 'told'))
     (folder / 'gcloud').write_text(stand_in)
-    launch.write(launch.render('tpu-vm', launch_jobs.job('tpu-vm')), tmp_path / 'out')
+    # What is tracked by git cannot be asked where the tests lie in no checkout.
+    job = launch_jobs.job('tpu-vm', code=launch_jobs.GIT)
+    launch.write(launch.render('tpu-vm', job), tmp_path / 'out')
     command = ['bash', str(tmp_path / 'out' / 'launch.sh')]
     if what == signal.SIGINT:
         command = [sys.executable, '-c', EXECUTES, str(tmp_path / 'out'), *sys.path]
@@ -373,7 +385,7 @@ def test_no_secret_stays_here(hangs, what, code, everybody, tools, tmp_path):
         start_new_session=True,
     )
     try:
-        assert (tmp_path / 'told').read_text() == 'there\n'
+        await_line(tmp_path / 'told', 'there', process)
         assert [path.name for path in temporary.glob('*/secrets.sh')] == (
             ['secrets.sh'] if 'scp' in hangs else []
         )

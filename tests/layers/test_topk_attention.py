@@ -131,7 +131,7 @@ def test_every_parameter_learns(name):
         assert np.abs(leaf).max() > 0, path
 
 
-@pytest.mark.slow
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', [name for name in PATTERNS if ' ' not in name])
 def test_sharded_equals_unsharded(name):
     """On 8 devices, in values and gradients."""

@@ -93,7 +93,7 @@ def check_that_one_device_agrees(sizes, micro_batches, repeats, **options):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.first_quick
 @pytest.mark.parametrize(
     ('sizes', 'micro_batches', 'repeats'),
     [

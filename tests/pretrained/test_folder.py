@@ -84,7 +84,7 @@ def same_bits(first, second):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.slow
+@pytest.mark.first_quick
 @pytest.mark.parametrize('name', CASES)
 def test_what_is_written_is_read_with_the_same_bits(name, tmp_path):
     model = make(name)
