@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-# Most of the time of a test is compilation, which is three to four times quicker unoptimised, and with
+# Most of the time of a test is compilation, which takes a third of the time unoptimised, and with
 # the older of two ways to make kernels of what is fused.
 QUICK = (
     '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
